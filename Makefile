@@ -1,0 +1,53 @@
+# stackbench: two commands. `make bench` measures, `make test` tests; both set up what they need.
+#
+#   PIP_ARGS     options passed to every pip call: a mirror, a wheel folder
+#   PYTHON       the interpreter for .venv: 3.11, 3.12 or 3.13 (default: the newest found)
+#   SUITE, OUT   what `make bench` runs, and where the results go
+#   PYTEST_ARGS  more options for pytest, such as -k NAME
+
+PIP_ARGS ?=
+PYTHON ?=
+SUITE ?= quick
+OUT ?= results/local/$(shell date -u +%Y-%m-%dT%H%M%SZ)
+PYTEST_ARGS ?=
+
+# Through the environment, so that quotes in them survive.
+export PIP_ARGS PYTHON
+BOOTSTRAP = python3 -m bench.bootstrap
+SETUP_ARGS = --python="$$PYTHON" --pip-args="$$PIP_ARGS"
+DEV = .venvs/dev/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help bench test lint setup setup-dev locks clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "variables: PIP_ARGS=… PYTHON=… SUITE=$(SUITE) OUT=… PYTEST_ARGS=…  (see the head of the Makefile)"
+
+# A failed case still gets its report; the exit code is the run's.
+bench: setup  ## run SUITE, print the result table and the path of the HTML report
+	@out='$(OUT)'; code=0; \
+	.venv/bin/stackbench run '$(SUITE)' --out "$$out" || code=$$?; \
+	if [ -e "$$out/plan.json" ]; then .venv/bin/stackbench report "$$out" || [ $$code -ne 0 ] || code=$$?; fi; \
+	exit $$code
+
+test: setup-dev  ## run every test
+	$(DEV) -m pytest -n 2 --dist loadgroup -q $(PYTEST_ARGS)
+
+lint: setup-dev  ## ruff and mypy
+	$(DEV) -m ruff check .
+	$(DEV) -m ruff format --check .
+	$(DEV) -m mypy --strict bench
+
+setup:  ## make .venv: the timed environment
+	@$(BOOTSTRAP) timed $(SETUP_ARGS)
+
+setup-dev:  ## make .venvs/dev: test tools, layered on .venv
+	@$(BOOTSTRAP) dev $(SETUP_ARGS)
+
+locks:  ## resolve locks/*.in again, with hashes and download sizes
+	@$(BOOTSTRAP) locks $(SETUP_ARGS)
+
+clean:  ## remove environments, build artefacts and caches; results stay
+	rm -rf .venv .venvs build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

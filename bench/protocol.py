@@ -1,0 +1,58 @@
+"""What passes between the harness and a worker: one JSON file in, JSON lines and one safetensors file out.
+
+A worker is a command in any language: `argv… JOB.json`. It reads the job, writes one JSON object a line to
+standard output, anything else to standard error, and exits 0 after `done`. CONTRIBUTING.md walks through it.
+
+The job
+    protocol          1
+    kind              "timed" | "parity" | "ceilings"
+    run_id, case_id, workload ("train/gpt-tiny"), stack ("torch-eager")
+    model             the fields of `stacks.train.spec.Model`
+    axes, options     of the case; every axis is present
+    device            "cpu" | "cuda:0"
+    threads, cpus     size of every thread pool, and the CPUs the process is bound to already
+    seed              of the initial values and of the stack's own dropout generator
+    batches           {path, sha256, shape: [n, batch, sequence + 1], dtype: "int32"}: raw little-endian;
+                      step i (from 0) trains on batch i mod n, inputs [:, :-1], targets [:, 1:]
+    init              {path, parameters: [{name, shape, offset}]} or null: raw float32 initial values, for
+                      workers that do not hash them themselves
+    lr                learning rate of step 1, 2, …; the last one holds for all later steps
+    optimizer         beta1, beta2, eps, decay, clip, clip_eps; decayed: names of the decayed parameters
+    warmup            {seconds, max_seconds, trend, window}: see `bench.run.worker.warm_up`
+    steps_per_value   K, equal for all arms of a round
+    values            V
+    parity            null, or {steps, out, sample, whole_up_to, routing_in, routing_out}
+    rank, world_size, rendezvous
+
+The messages
+    {"type": "event", "name", "t_ns"}                          free-form milestones (`ready`, `built`)
+    {"type": "manifest", "facts": {key: value}}                 facts in force, for the fairness manifest
+    {"type": "compiled", "first_step_s", "build_s"}             the first step's wall time, and set-up's
+    {"type": "value", "index", "warmup", "steps", "wall_ns", "device_ns" (or null), "loss"}
+    {"type": "metric", "metric", "value" (or null), "unit", "phase", "source", "censored"}
+    {"type": "error", "kind", "message"}                        kind: one of ERROR_KINDS
+    {"type": "done"}
+
+The parity file (safetensors, float64 unless it says otherwise)
+    loss                     [steps]
+    gradient/NAME            the clipped gradient of step 1 at `spec.sample_indices`, as the optimizer got
+                             it: first moment after step 1 / (1 - beta1)
+    gradient_norm/NAME       [2]: Euclidean norm and mean of the whole tensor
+    weight/NAME, weight_norm/NAME   the same of the stored weights after the last step
+    routing/ids              int32 [steps, layers, tokens, top_k], MoE only; routing/margin float32 [steps,
+                             layers, tokens]: router probability of the last chosen minus the next expert
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+PROTOCOL: Final = 1
+ERROR_KINDS: Final = ("out of memory", "unsupported", "not steady", "bad job", "crash")
+MESSAGE_TYPES: Final = ("event", "manifest", "compiled", "value", "metric", "error", "done")
+
+# Statuses of an observation. `incomplete` is a finished observation of a round that was interrupted.
+STATUS_OK: Final = "ok"
+STATUS_FAILED: Final = "failed"
+STATUS_SKIPPED: Final = "skipped"
+STATUS_NOT_COMPARABLE: Final = "not comparable"

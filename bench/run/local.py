@@ -1,0 +1,344 @@
+"""The local launcher: prepares inputs, runs gates and rounds as processes of their own, shows progress."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench import plan as planning
+from bench import registry
+from bench.errors import UserError
+from bench.run import rounds
+
+DISK_FULL = 5
+INTERRUPTED = 3
+
+
+@dataclasses.dataclass(kw_only=True)
+class Result:
+    """How a run ended: `status` is complete, interrupted, out of time or disk full."""
+
+    status: str
+    wall_s: float
+    workers_s: float
+    preparation_s: float
+    finished_rounds: int
+    planned_rounds: int
+
+    @property
+    def harness_share(self) -> float:
+        spent = self.workers_s + self.preparation_s
+        return max(0.0, 1 - spent / self.wall_s) if self.wall_s else 0.0
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Two runs never write one directory at a time."""
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"another run is writing into {out}", next_command="wait for it, or give another --out"
+            ) from None
+        yield
+
+
+def begin(plan: planning.Plan, out: Path, *, resume: bool) -> planning.Plan:
+    """The directory's plan: this one, or with `resume` the one already there, which must hold the same work.
+
+    Nothing that lies in the directory is changed. Raises UserError.
+    """
+    existing = out / "plan.json"
+    if not existing.exists():
+        if out.exists() and any(p.name != ".lock" for p in out.iterdir()):
+            raise UserError(
+                f"{out} holds files that are no results of stackbench",
+                next_command=f"stackbench run {plan.suite['name']} --out results/local/NEW",
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        planning.write_atomic(existing, json.dumps(plan.to_json()))
+        return plan
+    if not resume:
+        raise UserError(
+            f"{out} already holds a run; nothing in it was changed",
+            next_command=f"stackbench run {plan.suite['name']} --out {out} --resume, or another --out",
+        )
+    try:
+        old = planning.from_json(json.loads(existing.read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{existing} is no plan of this version: {error}") from None
+    mine, theirs = ({(c.case_id, c.arm) for c in p.cases} for p in (plan, old))
+    if mine != theirs:
+        only = sorted(f"{i} ({a})" for i, a in mine ^ theirs)
+        raise UserError(
+            f"--resume: {out} holds other cases than this suite and options give",
+            valid=[f"differs: {x}" for x in only],
+            next_command=f"stackbench run {plan.suite['name']} --out {out} --resume with the same options",
+        )
+    return dataclasses.replace(old, suite={**old.suite, "rounds": plan.suite["rounds"]})
+
+
+def run(
+    plan: planning.Plan, out: Path, *, time_budget_s: float | None, progress: Any, cache_dir: Path
+) -> Result:
+    """Everything: inputs, then breadth first gates and rounds, until done, out of time or interrupted."""
+    start, deadline = time.monotonic(), None
+    if time_budget_s is not None:
+        deadline = start + time_budget_s
+    known = {row["run_id"] for row in rounds.read_rows(out)}
+    session = open_session(plan, out)
+    preparation = prepare_inputs(plan, out, session, cache_dir, progress)
+    become_subreaper()
+    status, finished = "complete", 0
+    planned = plan.suite["rounds"] if plan.suite["caches"] != "cold" else 0
+    tasks = schedule(plan, out, session["session"], planned)
+    progress.begin(tasks_total=len(tasks), plan=plan)
+    durations: dict[tuple[str, str], float] = {}
+    for kind, group, name in tasks:
+        expected = durations.get((kind, group), progress.expected(kind, group))
+        if deadline is not None and time.monotonic() + expected > deadline:
+            status = "out of time"
+            if kind == "gate":
+                continue
+            break
+        if kind == "round" and not (out / "gates" / f"{session['session']}.{group}.json").exists():
+            continue
+        begun = time.monotonic()
+        code = run_task(out, f"gate:{group}" if kind == "gate" else name, progress)
+        durations[kind, group] = time.monotonic() - begun
+        finished += kind == "round" and code == 0
+        if code != 0:
+            status = {INTERRUPTED: "interrupted", DISK_FULL: "disk full"}.get(code, f"crash ({code})")
+            break
+        progress.advance(kind, group)
+    workers = sum(
+        row["wall_s"] or 0.0 for row in rounds.read_rows(out) if row["run_id"] not in known
+    ) - overlap(out, known)
+    return Result(
+        status=status, wall_s=time.monotonic() - start, workers_s=workers, preparation_s=preparation,
+        finished_rounds=finished, planned_rounds=len([t for t in tasks if t[0] == "round"]),
+    )  # fmt: skip
+
+
+def overlap(out: Path, known: set[str]) -> float:
+    """Seconds in which two reference runs went on at once: counted once as worker time."""
+    spans = []
+    for row in rounds.read_rows(out):
+        if row["run_id"] not in known and row["role"].startswith("reference") and row["wall_s"]:
+            begin = datetime.datetime.fromisoformat(row["started"]).timestamp()
+            spans.append((begin, begin + row["wall_s"]))
+    total = sum(b - a for a, b in spans)
+    union, end = 0.0, float("-inf")
+    for a, b in sorted(spans):
+        union += max(0.0, b - max(a, end))
+        end = max(end, b)
+    return total - union
+
+
+# ------------------------------------------------------------------------------------------- the session
+def open_session(plan: planning.Plan, out: Path) -> dict[str, Any]:
+    """The session of this environment: the last one if nothing changed, else a new one."""
+    from bench import devices
+    from bench.run import environment
+
+    fingerprints = fingerprint_arms(plan)
+    path = out / "environment.json"
+    table = json.loads(path.read_text()) if path.exists() else {"environments": {}, "sessions": []}
+    arms = {arm: f["env_id"] for arm, f in fingerprints.items()}
+    table["environments"].update({f["env_id"]: f for f in fingerprints.values()})
+    last = table["sessions"][-1] if table["sessions"] else None
+    if last is None or last["arms"] != arms:
+        device = devices.here(
+            plan.device["kind"] if plan.device["kind"] == "cpu" else f"cuda:{plan.device['index']}"
+        )
+        cpus = environment.cpu_list(plan.suite["affinity"], device)
+        last = {
+            "session": f"s{len(table['sessions']) + 1}", "arms": arms, "cpus": cpus,
+            "threads": environment.thread_count(cpus), "inputs": {},
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }  # fmt: skip
+        table["sessions"].append(last)
+    planning.write_atomic(path, json.dumps(table))
+    planning.write_atomic(out / "session.json", json.dumps(last))
+    return dict(last)
+
+
+def fingerprint_arms(plan: planning.Plan) -> dict[str, dict[str, Any]]:
+    """One fingerprint an arm; arms that share interpreter and variables share it."""
+    from bench.run import environment
+
+    locks = [p for p in sorted((registry.ROOT / "locks").glob("*.txt")) if p.stem != "dev"]
+    locks = chosen_locks(locks)
+    seen: dict[str, dict[str, Any]] = {}
+    out = {}
+    for case in plan.cases:
+        if case.skip is not None or case.arm in out:
+            continue
+        key = json.dumps([case.interpreter, case.variables], sort_keys=True)
+        if key not in seen:
+            interpreter = Path(case.interpreter) if case.interpreter else None
+            seen[key] = environment.fingerprint(interpreter, case.variables, locks, registry.ROOT)
+        out[case.arm] = seen[key]
+    return out
+
+
+def chosen_locks(locks: list[Path]) -> list[Path]:
+    """base, and of the two torch locks the one whose build is installed."""
+    import importlib.metadata
+
+    try:
+        cpu = importlib.metadata.version("torch").endswith("+cpu")
+    except importlib.metadata.PackageNotFoundError:
+        cpu = False
+    other = "torch-cuda" if cpu else "torch-cpu"
+    return [p for p in locks if p.stem != other]
+
+
+def prepare_inputs(
+    plan: planning.Plan, out: Path, session: dict[str, Any], cache_dir: Path, progress: Any
+) -> float:
+    """Real batches of every group, on disk with their hashes. Returns the seconds it took."""
+    from bench import corpus
+
+    start = time.monotonic()
+    inputs = out / "inputs"
+    inputs.mkdir(exist_ok=True)
+    for group, cases in plan.groups.items():
+        row = session["inputs"].get(group)
+        if row and (inputs / row["file"]).exists():
+            continue
+        progress.say(f"input of {group}")
+        case = cases[0]
+        batches = corpus.prepare_batches(
+            n=int(plan.suite["parity_steps"]), batch=case.axes["batch"], sequence=case.axes["sequence"],
+            vocab=case.model["vocab"], seed=plan.suite["seed"], out_dir=inputs, cache_dir=cache_dir,
+            corpus=path_of(plan.suite["corpus"]), tokenizer=path_of(plan.suite["tokenizer"]),
+        )  # fmt: skip
+        session["inputs"][group] = {
+            "file": batches.path.name, "sha256": batches.sha256, "shape": list(batches.shape),
+            "dtype": "int32", "provenance": batches.provenance,
+        }  # fmt: skip
+    planning.write_atomic(out / "session.json", json.dumps(session))
+    table = json.loads((out / "environment.json").read_text())
+    table["sessions"][-1] = session
+    planning.write_atomic(out / "environment.json", json.dumps(table))
+    return time.monotonic() - start
+
+
+def path_of(text: str | None) -> Path | None:
+    return Path(text) if text else None
+
+
+# ------------------------------------------------------------------------------------------------- tasks
+def schedule(plan: planning.Plan, out: Path, session: str, planned: int) -> list[tuple[str, str, str]]:
+    """What is left to do, breadth first: (`gate` | `round`, group, round id), read off the artifacts."""
+    done, attempts = completed_rounds(plan, out, session)
+    tasks = []
+    for index in range(max(planned, 1)):
+        for group in plan.groups:
+            if index == 0 and not (out / "gates" / f"{session}.{group}.json").exists():
+                tasks.append(("gate", group, ""))
+            if index < planned and (group, index) not in done:
+                attempt = attempts.get((group, index), -1) + 1
+                tasks.append(("round", group, rounds.round_id(session, group, index, attempt)))
+    return tasks
+
+
+def completed_rounds(
+    plan: planning.Plan, out: Path, session: str
+) -> tuple[set[tuple[str, int]], dict[tuple[str, int], int]]:
+    """Rounds in which every arm that passed the gate was observed, and the last attempt of each."""
+    arms: dict[str, set[str]] = {}
+    attempts: dict[tuple[str, int], int] = {}
+    for row in rounds.read_rows(out):
+        if row["kind"] == "timed" and row["session"] == session:
+            _, group, index, attempt = rounds.parse_round_id(row["round_id"])
+            attempts[group, index] = max(attempts.get((group, index), -1), attempt)
+            if row["reason"] != "interrupted":
+                arms.setdefault(row["round_id"], set()).add(row["case_id"])
+    done = set()
+    for name, seen in arms.items():
+        _, group, index, _ = rounds.parse_round_id(name)
+        path = out / "gates" / f"{session}.{group}.json"
+        if group not in plan.groups or not path.exists():
+            continue
+        gate = json.loads(path.read_text())
+        wanted = {i for i, row in gate["cases"].items() if row["status"] == "ok"}
+        if wanted - given_up(out, session) <= seen:
+            done.add((group, index))
+    return done, attempts
+
+
+def given_up(out: Path, session: str) -> set[str]:
+    """Cases that failed in GIVE_UP_AFTER rounds and are not tried any more."""
+    failed: dict[str, int] = {}
+    for row in rounds.read_rows(out):
+        if row["kind"] == "timed" and row["session"] == session and row["status"] != "ok":
+            failed[row["case_id"]] = failed.get(row["case_id"], 0) + (row["reason"] != "interrupted")
+    return {i for i, n in failed.items() if n >= rounds.GIVE_UP_AFTER}
+
+
+def run_task(out: Path, name: str, progress: Any) -> int:
+    """A gate or a round in a process of its own; its events move the progress bar.
+
+    On Ctrl-C (or SIGTERM) the child is asked to stop, ends its worker, writes the row, and is waited for.
+    """
+    command = [sys.executable, "-m", "bench.run.rounds", str(out), name]
+    env = {**os.environ, "PYTHONPATH": str(registry.ROOT)}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=env, start_new_session=True
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            with contextlib.suppress(ValueError):
+                progress.event(json.loads(line))
+        return process.wait()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        return INTERRUPTED
+    finally:
+        process.stdout.close()
+        reap_orphans()
+
+
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def become_subreaper() -> None:
+    """Descendants whose parents died come to this process, so that none outlives a round."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def reap_orphans() -> None:
+    """Kills and reaps every child of this process: between tasks it has none of its own."""
+    if sys.platform != "linux":
+        return
+    try:
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    except OSError:
+        return
+    for pid in map(int, children):
+        with contextlib.suppress(ProcessLookupError, PermissionError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)

@@ -1,0 +1,256 @@
+"""One observation: a job written, a worker run, its artifacts put in place by one rename.
+
+A results directory, as it is being filled:
+    plan.json  session.json  environment.json  inputs/  caches/  gates/  artifacts/<run_id>/
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import plan as planning
+from bench import protocol, registry
+from bench.run import isolate
+from stacks.train import spec
+
+DONE = "run.json"  # written last: an observation without it never finished
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Context:
+    """What every observation of a session shares."""
+
+    out: Path
+    plan: planning.Plan
+    session: dict[str, Any]  # session, arms: {arm: env_id}, cpus, threads, inputs: {group: {...}}
+    stacks: Mapping[str, registry.Stack]
+    scrubber: isolate.Scrubber
+
+    @classmethod
+    def open(cls, out: Path) -> Context:
+        plan = planning.from_json(json.loads((out / "plan.json").read_text()))
+        session = json.loads((out / "session.json").read_text())
+        paths = [Path(p) for p in plan.suite["path"]]
+        scrubber = isolate.Scrubber.here(registry.ROOT)
+        return cls(
+            out=out, plan=plan, session=session, stacks=registry.stacks("train", paths), scrubber=scrubber
+        )
+
+    @property
+    def device(self) -> str:
+        kind, index = self.plan.device["kind"], self.plan.device["index"]
+        return kind if kind == "cpu" else f"{kind}:{index}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """One observation to make. `model`, `axes`, `options` override the case's (a small shape, a variant)."""
+
+    case: planning.Case
+    kind: str  # timed | parity
+    cache: Path
+    cache_state: str  # cold | seeded | fresh
+    cache_id: int = 0
+    stack: str | None = None  # another stack on the case's work: the reference
+    model: dict[str, Any] | None = None
+    axes: dict[str, Any] | None = None
+    options: dict[str, Any] | None = None
+    batches: Mapping[str, Any] | None = None
+    parity: dict[str, Any] | None = None
+    steps_per_value: int = 1
+    round_id: str | None = None
+    order: int | None = None
+    role: str = ""  # which part of the gate: "timed shape", "float64", …
+    threads: int | None = None
+
+
+def new_run_id(kind: str, case_id: str, role: str) -> str:
+    """Sorts by time; unique by process and content."""
+    now = datetime.datetime.now(datetime.UTC)
+    tail = planning.digest([case_id, role, os.getpid(), now.isoformat()])
+    return f"{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03d}-{kind}-{tail}"
+
+
+def job_of(context: Context, request: Request, run_id: str, directory: Path) -> dict[str, Any]:
+    """The job file: see bench.protocol."""
+    case, suite = request.case, context.plan.suite
+    model = request.model or case.model
+    batches = request.batches or context.session["inputs"][case.group]
+    stack = context.stacks[request.stack or case.stack]
+    shape = spec.from_job(model)
+    parity = dict(request.parity) if request.parity else None
+    if parity is not None:
+        parity = {"routing_in": None, "routing_out": None, "calibrate": 0.0, **parity}
+        parity.update(out=str(directory / "parity.safetensors"), sample=4096, whole_up_to=65536)
+    measure = context.plan.measure
+    return {
+        "protocol": protocol.PROTOCOL, "kind": request.kind, "run_id": run_id, "case_id": case.case_id,
+        "workload": case.workload, "stack": stack.name, "stack_file": str(stack.file), "model": model,
+        "axes": request.axes or case.axes,
+        "options": request.options if request.options is not None else case.options,
+        "device": context.device, "threads": request.threads or context.session["threads"],
+        "cpus": context.session["cpus"], "seed": suite["seed"],
+        "batches": {**batches, "path": str(context.out.resolve() / "inputs" / batches["file"])},
+        "init": None, "lr": [float(x) for x in spec.lr_table()[:64]] if stack.argv else None,
+        "optimizer": {**dataclasses.asdict(spec.OPTIMIZER),
+                      "decayed": [p.name for p in spec.parameters(shape) if p.decay]},
+        "parameters": [{"name": p.name, "shape": p.shape, "init": p.init, "std": p.std,
+                        "seed": spec.path_seed(p.name, suite["seed"]), "scale": spec.uniform_scale(p.std)}
+                       for p in spec.parameters(shape)] if stack.argv else None,
+        "warmup": {"seconds": measure["warmup_s"], "max_seconds": measure["warmup_max_s"],
+                   "trend": suite["warmup_trend"], "window": 3},
+        "steps_per_value": request.steps_per_value, "values": suite["values"], "parity": parity,
+        "rank": 0, "world_size": 1, "rendezvous": None,
+    }  # fmt: skip
+
+
+def command(context: Context, case: planning.Case, stack: registry.Stack, job: Path) -> list[str]:
+    """argv of a worker: ours for a Python stack, the stack's own otherwise."""
+    if stack.argv:
+        places = {"dir": str(stack.file.parent), "build": str(build_directory(context, stack))}
+        return [part.format(**places) for part in stack.argv] + [str(job)]
+    python = case.interpreter if case.interpreter and stack.role == "stack" else sys.executable
+    return [python, "-m", "bench.run.worker", str(job)]
+
+
+def build_directory(context: Context, stack: registry.Stack) -> Path:
+    return context.out.resolve() / "build" / stack.name
+
+
+def variables(context: Context, request: Request, stack: registry.Stack) -> dict[str, str]:
+    """The stack's and the arm's variables, with {cache} and {platform} filled in."""
+    places = {"cache": str(request.cache.resolve()), "platform": context.plan.device["kind"]}
+    wanted = {**stack.variables, **request.case.variables}
+    filled = {name: value.format(**places) for name, value in wanted.items()}
+    return {"PYTHONPATH": str(registry.ROOT), **filled}
+
+
+def observe(context: Context, request: Request) -> dict[str, Any]:
+    """Makes one observation and returns its row of `runs`; its artifacts are then complete on disk.
+
+    Raises OSError where the disk refuses; KeyboardInterrupt passes through, and leaves a row that says so.
+    """
+    from bench.run import environment
+
+    case = request.case
+    stack = context.stacks[request.stack or case.stack]
+    run_id = new_run_id(request.kind, case.case_id, request.role)
+    final = context.out / "artifacts" / run_id
+    directory = final.with_name(f".{run_id}.tmp").resolve()
+    directory.mkdir(parents=True)
+    request.cache.mkdir(parents=True, exist_ok=True)
+    job = job_of(context, request, run_id, directory)
+    job_path = directory / "job.json"
+    job_path.write_text(json.dumps(job))
+    sealed = seal(request.cache) if request.cache_state == "seeded" else None
+    env = isolate.environment(
+        variables(context, request, stack), environment.inherited_flags(), job["threads"]
+    )
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    row = base_row(context, request, run_id, started)
+    try:
+        outcome = isolate.run(
+            command(context, case, stack, job_path), directory=directory, env=env,
+            cpus=context.session["cpus"], timeout_s=context.plan.suite["timeout_s"],
+            scrubber=context.scrubber,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        row.update(status=protocol.STATUS_FAILED, reason="interrupted", exit=None, wall_s=None)
+        finish(context, directory, final, job, row, [])
+        raise
+    row.update(status=outcome.status, reason=outcome.reason, exit=outcome.exit, wall_s=outcome.wall_s)
+    if sealed is not None:
+        row["cache_changes"] = restore(request.cache, sealed)
+    finish(context, directory, final, job, row, outcome.messages)
+    return row
+
+
+def base_row(context: Context, request: Request, run_id: str, started: str) -> dict[str, Any]:
+    """The row of `runs` as far as it is known before the worker starts."""
+    case = request.case
+    return {
+        "schema_version": planning.SCHEMA_VERSION, "run_id": run_id, "parent_run_id": None,
+        "kind": request.kind, "role": request.role, "case_id": case.case_id, "group": case.group,
+        "workload": case.workload, "stack": request.stack or case.stack, "arm": case.arm,
+        "axes": request.axes or case.axes, "env_id": context.session["arms"][case.arm],
+        "session": context.session["session"], "round_id": request.round_id, "order": request.order,
+        "cache": request.cache_state, "cache_id": request.cache_id,
+        "steps_per_value": request.steps_per_value, "tokens_per_step": case.tokens_per_step,
+        "flops_per_step": case.flops_per_step, "device_uuid": context.plan.device["uuid"],
+        "started": started,
+    }  # fmt: skip
+
+
+def finish(
+    context: Context, directory: Path, final: Path, job: Mapping[str, Any], row: Mapping[str, Any],
+    messages: Sequence[Mapping[str, Any]],
+) -> None:  # fmt: skip
+    """Job without this machine's paths, pyperf's JSON, the row; fsync; one rename puts it all in place."""
+    stored = context.scrubber.value(dict(job))
+    stored.pop("lr")
+    stored.pop("parameters")
+    (directory / "job.json").write_text(json.dumps(stored))
+    if row["kind"] == "timed":
+        write_pyperf(directory / "pyperf.json", row, messages)
+    with (directory / DONE).open("w") as file:
+        json.dump(context.scrubber.value(dict(row)), file)
+        file.flush()
+        os.fsync(file.fileno())
+    directory.rename(final)
+
+
+def write_pyperf(path: Path, row: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> None:
+    """The observation as one pyperf Run, made by pyperf's own classes; nothing where no value was timed."""
+    import pyperf
+
+    values = [m for m in messages if m["type"] == "value"]
+    timed = [m["wall_ns"] / 1e9 / m["steps"] for m in values if not m["warmup"]]
+    if not timed:
+        return
+    warmups = [(int(m["steps"]), m["wall_ns"] / 1e9 / m["steps"]) for m in values if m["warmup"]]
+    facts: dict[str, Any] = {}
+    for message in messages:
+        if message["type"] == "manifest":
+            facts.update(message["facts"])
+    metadata = {k.removeprefix("pyperf."): v for k, v in facts.items() if k.startswith("pyperf.")}
+    keep = ("cpu_count", "cpu_model_name", "cpu_freq", "aslr", "platform", "load_avg_1min", "python_version",
+            "mem_max_rss", "boot_time", "uptime", "runnable_threads", "cpu_affinity", "python_implementation",
+            "python_compiler", "timer", "perf_version", "date", "duration")  # fmt: skip
+    metadata = {k: v for k, v in metadata.items() if k in keep}
+    metadata.update(
+        name=row["case_id"], loops=int(row["steps_per_value"]), unit="second", run_id=row["run_id"],
+        arm=row["arm"], session=row["session"], round_id=row["round_id"] or "", env_id=row["env_id"],
+    )  # fmt: skip
+    run = pyperf.Run(timed, warmups=warmups or None, metadata=metadata, collect_metadata=False)
+    pyperf.Benchmark([run]).dump(str(path))
+
+
+# ------------------------------------------------------------------------------------------------ caches
+def seal(cache: Path) -> dict[str, tuple[int, int]]:
+    """Size and modification time of every file: a seeded cache is read, never written."""
+    return {
+        str(p.relative_to(cache)): (p.stat().st_size, p.stat().st_mtime_ns)
+        for p in cache.rglob("*")
+        if p.is_file()
+    }
+
+
+def restore(cache: Path, sealed: Mapping[str, tuple[int, int]]) -> int:
+    """Removes what an observation added; returns how many files it added or changed."""
+    now = seal(cache)
+    added = sorted(set(now) - set(sealed))
+    for name in added:
+        (cache / name).unlink(missing_ok=True)
+    return len(added) + sum(1 for name, stat in sealed.items() if name in now and now[name][0] != stat[0])
+
+
+def remove_tree(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""What is compared. Every file reads alone and registers itself by defining `STACK`."""

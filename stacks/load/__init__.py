@@ -1,0 +1,1 @@
+"""Input pipelines: the specification of the batches and the loaders that make them."""

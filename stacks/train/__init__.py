@@ -1,0 +1,1 @@
+"""Training steps: the specification, the float64 reference and the stacks that carry it out."""
