@@ -15,10 +15,11 @@ TEXT, INT, REAL, FLAG = "String", "Int64", "Float64", "Boolean"
 
 TABLES: Final[dict[str, dict[str, str]]] = {
     "sessions": {
-        "session": TEXT, "started": TEXT, "suite": TEXT, "seed": INT, "rounds_planned": INT, "cache_draws": INT,
-        "caches": TEXT, "device_kind": TEXT, "device_name": TEXT, "device_class": TEXT, "peak_flops": TEXT,
-        "cpus": INT, "threads": INT, "inputs": TEXT, "price_per_hour": REAL, "n_invocations": INT, "wall_s": REAL,
-        "workers_s": REAL, "preparation_s": REAL, "harness_share": REAL, "schema_version": INT,
+        "session": TEXT, "started": TEXT, "suite": TEXT, "seed": INT, "rounds_planned": INT,
+        "cache_draws": INT, "caches": TEXT, "device_kind": TEXT, "device_name": TEXT, "device_class": TEXT,
+        "peak_flops": TEXT, "cpus": INT, "threads": INT, "inputs": TEXT, "price_per_hour": REAL,
+        "n_invocations": INT, "wall_s": REAL, "workers_s": REAL, "preparation_s": REAL,
+        "harness_share": REAL, "schema_version": INT,
     },
     # every case of the plan in every session: what became of it, also where nothing ran
     "cases": {
@@ -29,8 +30,9 @@ TABLES: Final[dict[str, dict[str, str]]] = {
     },
     "environments": {
         "env_id": TEXT, "session": TEXT, "python": TEXT, "versions": TEXT, "distributions_hash": TEXT,
-        "agrees_with_lock": FLAG, "libraries": TEXT, "device_uuid": TEXT, "device_name": TEXT, "driver": TEXT,
-        "cpu_model": TEXT, "cpus": INT, "memory_bytes": INT, "flags": TEXT, "git_sha": TEXT, "git_dirty": FLAG,
+        "agrees_with_lock": FLAG, "libraries": TEXT, "device_uuid": TEXT, "device_name": TEXT,
+        "driver": TEXT, "cpu_model": TEXT, "cpus": INT, "memory_bytes": INT, "flags": TEXT, "git_sha": TEXT,
+        "git_dirty": FLAG,
     },
     "runs": {
         "run_id": TEXT, "parent_run_id": TEXT, "kind": TEXT, "role": TEXT, "case_id": TEXT, "group": TEXT,

@@ -121,7 +121,7 @@ def sign_cdf(n: int) -> np.ndarray:
 
 
 def _cut(cdf: np.ndarray, confidence: float) -> tuple[int, float] | None:
-    """How many ordered values to leave out at each end, and the confidence then; None if even 0 is too many."""
+    """How many ordered values to leave out at each end, and the confidence then; None if 0 is too many."""
     import numpy as np
 
     tail = (1 - confidence) / 2
@@ -186,9 +186,7 @@ def _exact(
         return Interval(estimate=estimate, n=len(x), method=method, reason=_too_few(len(x), confidence))
     cut, achieved = found
     low, high = float(ordered[cut]), float(ordered[len(ordered) - 1 - cut])
-    return Interval(
-        estimate=estimate, low=low, high=high, confidence=achieved, n=len(x), method=method
-    )
+    return Interval(estimate=estimate, low=low, high=high, confidence=achieved, n=len(x), method=method)
 
 
 def wilcoxon_interval(x: Sequence[float], confidence: float = CONFIDENCE) -> Interval:

@@ -106,6 +106,8 @@ class Window:
         self._library: Any = None
         if device.startswith("cuda"):
             self._open()
+        elif device != "cpu":
+            raise ValueError(f"device {device!r} is neither cpu nor cuda:N")
 
     def _open(self) -> None:
         index = int(self.device.partition(":")[2] or 0)

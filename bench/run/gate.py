@@ -139,6 +139,8 @@ def against_reference(
             gate.status[case.case_id] = (protocol.STATUS_FAILED, f"the reference failed: {references}")
         return
     exact, *emulated = references
+    for index, arrays in enumerate(emulated):
+        gate.levels[f"reference {index}"] = verify.level(model, arrays, exact)
     routing = write_routing(gate, exact)
     seed = gate.context.plan.suite["seed"]
     role = "timed shape" if timed else "small shape"
@@ -152,7 +154,7 @@ def against_reference(
         rows = verify.judge(model, gate.precision, seed, got, exact, emulated, f"float64, {role}")
         rows += verify.judge_dtypes(model, gate.precision, gate.facts.get(case.case_id, {}))
         rows += verify.judge_routing(got, exact, ROUTER_MARGIN[gate.precision])
-        gate.levels[case.case_id] = verify.level(rows)
+        gate.levels[case.case_id] = verify.level(model, got, exact)
         record(gate, case, rows)
 
 
@@ -309,10 +311,11 @@ def run_reordered(
 
 
 def judge_levels(gate: Gate) -> None:
-    """No stack's error against float64 may be a multiple of the others'."""
-    names = {c.case_id: c for c in gate.cases}
-    for case_id, row in verify.judge_peers(gate.levels).items():
-        record(gate, names[case_id], [row])
+    """No stack's error against float64 may be a multiple of the others' and the emulated references'."""
+    peers = verify.judge_peers(gate.levels)
+    for case in gate.cases:
+        if case.case_id in peers:
+            record(gate, case, [peers[case.case_id]])
 
 
 # --------------------------------------------------------------------------------------- inputs, caches, K

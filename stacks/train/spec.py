@@ -116,9 +116,9 @@ class Parameter:
         return math.prod(self.shape)
 
 
-@lru_cache(maxsize=64)
-def _parameters(model_key: tuple[Any, ...]) -> tuple[Parameter, ...]:
-    model = Model(**dict(model_key))
+@lru_cache(maxsize=256)
+def parameters(model: Model) -> tuple[Parameter, ...]:
+    """Every parameter in canonical order. `model.sequence` sizes GPT-2's position embedding."""
     d, std = model.d_model, 0.02
     residual_std = std / math.sqrt(2 * max(model.layers, 1))
     rows: list[Parameter] = []
@@ -170,13 +170,7 @@ def _parameters(model_key: tuple[Any, ...]) -> tuple[Parameter, ...]:
     return tuple(rows)
 
 
-def parameters(model: Model) -> tuple[Parameter, ...]:
-    """Every parameter in canonical order. `model.sequence` sizes GPT-2's position embedding."""
-    fields = dataclasses.asdict(model)
-    fields.pop("cpu")
-    return _parameters(tuple(fields.items()))
-
-
+@lru_cache(maxsize=256)
 def parameter_count(model: Model) -> int:
     return sum(p.size for p in parameters(model))
 
@@ -407,6 +401,7 @@ def _axis_value(name: str, axis: Axis, value: Any) -> Any:
 
 
 # -------------------------------------------------------------------------------------- FLOPs and memory
+@lru_cache(maxsize=256)
 def matmul_parameters(model: Model, *, executed: bool = False) -> int:
     """N: parameters used in forward matrix products. A tied embedding counts once (as the head), position
     and untied input embeddings not at all; of experts the chosen ones (all of them if `executed`, as in a

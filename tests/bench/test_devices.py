@@ -1,4 +1,4 @@
-"""Devices: figures and their sources, detection through a fake NVML, a machine's limits from /proc and /sys."""
+"""Devices: figures and their sources, detection through a fake NVML, the limits of a machine."""
 
 from __future__ import annotations
 

@@ -1,0 +1,153 @@
+"""How numbers and findings are said: the same words in the terminal, on the page and in the README."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any, Final
+
+from bench.analyze.break_even import BreakEven
+from bench.analyze.ratios import Comparison
+from bench.stats import Interval, least_rounds
+from stacks.train import spec
+
+NONE: Final = "–"
+_BIDI: Final = re.compile("[\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069\u2028\u2029\ufeff]")
+
+
+def plain(text: Any, longest: int = 500) -> str:
+    """Text of unknown origin as one printable line: no control characters, no bidirectional overrides."""
+    kept = _BIDI.sub("", str(text).encode("utf-8", "replace").decode())
+    shown = "".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Co", "Cn") else c for c in kept)
+    shown = " ".join(shown.split())
+    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Significant digits, thousands separated: 11.78, 43,460, 0.0312."""
+    if value is None:
+        return NONE
+    if math.isinf(value) or math.isnan(value):
+        return "∞" if value > 0 else NONE
+    if value == 0:
+        return "0"
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    rounded = round(value, places)
+    return f"{rounded:.3g}" if abs(value) < 1e-4 else f"{rounded:,.{max(0, places)}f}"
+
+
+def short(value: float | None) -> str:
+    """Large numbers with a unit prefix: 43.5 k, 1.21 M."""
+    if value is None:
+        return NONE
+    for size, prefix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= size:
+            return number(value / size, 3) + prefix
+    return number(value, 3)
+
+
+def span(interval: Interval, scale: float = 1.0, digits: int = 4) -> str:
+    """`11.61–12.12`, or nothing where there is no interval. As many decimals as the estimate has."""
+    if interval.low is None or interval.high is None or interval.estimate is None:
+        return ""
+    shown = number(interval.estimate * scale, digits)
+    places = len(shown.partition(".")[2]) if "." in shown else 0
+    return "–".join(f"{end * scale:,.{places}f}" for end in (interval.low, interval.high))
+
+
+def with_span(interval: Interval, scale: float = 1.0, digits: int = 4) -> str:
+    """`11.78 (11.61–12.12)`"""
+    ends = span(interval, scale, digits)
+    return number(None if interval.estimate is None else interval.estimate * scale, digits) + (
+        f" ({ends})" if ends else ""
+    )
+
+
+def percent(interval: Interval) -> str:
+    return NONE if interval.estimate is None else f"{100 * interval.estimate:.1f} %"
+
+
+def bytes_(value: float | None) -> str:
+    if value is None:
+        return NONE
+    for size, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if value >= size:
+            return f"{number(value / size, 3)} {unit}"
+    return f"{value:.0f} B"
+
+
+def brief(value: float | None) -> str:
+    """Seconds without the unit: 21.4, 6.2, 0.09."""
+    return (
+        NONE if value is None else number(value, 3 if value >= 10 else 2) if value >= 0.1 else f"{value:.2f}"
+    )
+
+
+def seconds(value: float | None) -> str:
+    return NONE if value is None else f"{brief(value)} s"
+
+
+def count(value: float | None) -> str:
+    """A number of steps: two or three digits are all that it is good for."""
+    if value is None:
+        return NONE
+    return f"{float(f'{value:.3g}'):,.0f}"
+
+
+def plural(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+# ------------------------------------------------------------------------------------------------- sentences
+def evidence(comparison: Comparison, low: float, high: float) -> str:
+    ratio = comparison.speedup
+    parts = [f"{low:.2f}–{high:.2f}", plural(ratio.n_rounds, "round")]
+    if "draws" in ratio.method:
+        parts.append(plural(ratio.n_draws, "cache draw"))
+    return ", ".join([*parts, f"{100 * (ratio.confidence or 0):.3g} %"])
+
+
+def verdict(comparison: Comparison) -> str:
+    """One sentence that can be read alone."""
+    arm, base, ratio = plain(comparison.arm, 80), plain(comparison.baseline, 80), comparison.speedup
+    if ratio.estimate is None:
+        return f"{arm} and {base}: {ratio.reason}"
+    if ratio.low is None or ratio.high is None:
+        return (
+            f"{arm} is {ratio.estimate:.2f}× as fast as {base} in {plural(ratio.n_rounds, 'round')}, without "
+            f"an interval (95 % needs {least_rounds()} rounds): not a finding"
+        )
+    if not ratio.differs:
+        shown = f"{ratio.estimate:.2f}×, {evidence(comparison, ratio.low, ratio.high)}"
+        return f"{arm} and {base}: no difference larger than the noise ({shown})"
+    if ratio.estimate >= 1:
+        shown = evidence(comparison, ratio.low, ratio.high)
+        return f"{arm} is {ratio.estimate:.2f}× as fast as {base} ({shown})"
+    shown = evidence(comparison, 1 / ratio.high, 1 / ratio.low)
+    return f"{arm} takes {1 / ratio.estimate:.2f}× as long as {base} ({shown})"
+
+
+def pays_off(row: BreakEven) -> str:
+    """`after 1,400 steps (1,350–1,520)`, or why never."""
+    if row.steps is None:
+        return plain(row.reason)
+    if row.steps < 1:
+        return "from the first step"
+    ends = f" ({count(row.low)}–{count(row.high)})" if row.low is not None else ""
+    return f"after {count(row.steps)} steps{ends}"
+
+
+def conditions(axes: Mapping[str, Any]) -> str:
+    """`batch 8 × 64 tokens, fp32`, and every other axis that is not at its default."""
+    parts = []
+    if "batch" in axes and "sequence" in axes:
+        parts.append(f"batch {plain(axes['batch'], 20)} × {plain(axes['sequence'], 20)} tokens")
+    if "precision" in axes:
+        parts.append(plain(axes["precision"], 20))
+    for name, value in axes.items():
+        axis = spec.AXES.get(name)
+        if name not in ("batch", "sequence", "precision") and (axis is None or value != axis.default):
+            parts.append(f"{plain(name, 40)} {plain(value, 40)}")
+    return ", ".join(parts[:12])
