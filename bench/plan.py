@@ -95,7 +95,7 @@ def make(
     """Every case of the suite on a device. Raises UserError for what the user can correct."""
     paths = [Path(p) for p in suite.path]
     stacks, models = registry.stacks("train", paths), registry.train_models(paths)
-    found: dict[tuple[str, str], Case] = {}
+    found: dict[str, Case] = {}
     for matrix in suite.matrix:
         workloads = [matrix.workload] if isinstance(matrix.workload, str) else matrix.workload
         axes = {**matrix.axes, **(overrides or {})}
@@ -112,7 +112,12 @@ def make(
                     ) from None
                 for name in matrix.arms:
                     case = make_case(suite, name, workload, model, full, device, stacks, check_installed)
-                    found.setdefault((case.case_id, case.arm), case)
+                    first = found.setdefault(case.case_id, case)
+                    if first.arm != name:
+                        raise UserError(
+                            f"suite {suite.name}: arms {first.arm!r} and {name!r} are both written "
+                            f"{case.case_id}: rename one"
+                        )
     chosen = tuple(c for c in found.values() if fnmatch.fnmatch(c.case_id, cases))
     if not chosen:
         ids = sorted(c.case_id for c in found.values())

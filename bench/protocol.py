@@ -45,7 +45,9 @@ The parity file (safetensors, float64 unless it says otherwise)
 
 from __future__ import annotations
 
-from typing import Final
+import math
+from collections.abc import Mapping
+from typing import Any, Final
 
 PROTOCOL: Final = 1
 ERROR_KINDS: Final = ("out of memory", "unsupported", "not steady", "bad job", "crash")
@@ -56,3 +58,41 @@ STATUS_OK: Final = "ok"
 STATUS_FAILED: Final = "failed"
 STATUS_SKIPPED: Final = "skipped"
 STATUS_NOT_COMPARABLE: Final = "not comparable"
+
+LEAST_STEP_S: Final = 1e-7  # a shorter calibrated step is no measurement
+
+
+def _number(value: Any, least: float = -math.inf) -> bool:
+    """A finite number that fits into a column of a table."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return max(least, -(2.0**63)) <= value < 2**63 if isinstance(value, int) else least <= value < math.inf
+
+
+def problem(message: Mapping[str, Any]) -> str:
+    """What is wrong with a message of a known type, which may come from anybody; empty if nothing is."""
+    checks: dict[str, bool] = {}
+    get = message.get
+    if get("type") == "value":
+        checks = {
+            "index": isinstance(get("index"), int) and _number(get("index"), 0),
+            "warmup": isinstance(get("warmup"), bool),
+            "steps": isinstance(get("steps"), int) and _number(get("steps"), 1),
+            "wall_ns": _number(get("wall_ns"), 1),
+            "device_ns": get("device_ns") is None or _number(get("device_ns"), 0),
+            "loss": get("loss") is None or _number(get("loss")),
+        }
+    elif get("type") == "compiled":
+        checks = {name: _number(get(name), 0) for name in ("first_step_s", "build_s")}
+    elif get("type") == "metric":
+        least = LEAST_STEP_S if get("phase") == "calibration" else -math.inf
+        checks = {
+            "metric": isinstance(get("metric"), str),
+            "value": _number(get("value"), least) or (get("value") is None and least < 0),
+        }
+    elif get("type") == "manifest":
+        facts = get("facts")
+        flat = isinstance(facts, dict) and not any(isinstance(v, (dict, list)) for v in facts.values())
+        checks = {"facts": flat}
+    wrong = [name for name, right in checks.items() if not right]
+    return f"{get('type')}: {wrong[0]} = {str(get(wrong[0]))[:80]!r}" if wrong else ""

@@ -74,7 +74,10 @@ def read_plan(directory: Path) -> plan.Plan:
     except (KeyError, TypeError, AttributeError) as error:
         message = f"{path} is no plan of schema version {plan.SCHEMA_VERSION}: {error}"
         raise UserError(message, next_command=next_command) from None
-    return found
+    names = ("case_id", "group", "workload", "arm", "stack", "variant")
+    changes: list[dict[str, Any]] = [{n: text(getattr(c, n)) for n in names} for c in found.cases]
+    clean = [dataclasses.replace(c, **change) for c, change in zip(found.cases, changes, strict=True)]
+    return dataclasses.replace(found, cases=tuple(clean))
 
 
 def check_plan(found: plan.Plan) -> None:
@@ -119,7 +122,7 @@ def read_gates(draft: Draft) -> None:
             status, reason = text(table(row).get("status")), text(table(row).get("reason")) or ""
             if status not in artifacts.STATUSES:
                 status, reason = protocol.STATUS_FAILED, "the gate's file has no status for it"
-            cases[case_id] = (str(status), reason)
+            cases[text(case_id) or ""] = (str(status), reason)
         for row in rows(gate.get("rows")):
             parity = {k: text(row.get(k)) for k in ("case_id", "against", "parameter", "measure", "detail")}
             numbers = {k: real(row.get(k), finite=False) for k in ("error", "tolerance")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench import stats
 from bench.analyze.ratios import Comparison
@@ -88,10 +88,9 @@ def notes(tables: Tables, cases: Sequence[CaseSummary], comparisons: Sequence[Co
 
 def harness_notes(tables: Tables) -> list[str]:
     found = [
-        f"Of {row['wall_s']:,.0f} s the workers took {100 * (row['workers_s'] or 0) / row['wall_s']:.1f} %, "
-        f"preparing the input {100 * (row['preparation_s'] or 0) / row['wall_s']:.1f} % and the harness itself "
-        f"{100 * row['harness_share']:.1f} % ({row['n_invocations']} "
-        f"invocation{'' if row['n_invocations'] == 1 else 's'})."
+        f"Of {row['wall_s']:,.0f} s the workers took {share(row, 'workers_s')}, preparing the input "
+        f"{share(row, 'preparation_s')} and the harness itself {100 * row['harness_share']:.1f} % "
+        f"({row['n_invocations']} invocation{'' if row['n_invocations'] == 1 else 's'})."
         for row in tables.rows("sessions")
         if row["harness_share"] is not None and row["wall_s"]
     ]
@@ -101,3 +100,7 @@ def harness_notes(tables: Tables) -> list[str]:
     if any(row["agrees_with_lock"] is False for row in tables.rows("environments")):
         found.append("Installed packages differ from the lock.")
     return found
+
+
+def share(row: dict[str, Any], name: str) -> str:
+    return f"{100 * (row[name] or 0) / row['wall_s']:.1f} %"

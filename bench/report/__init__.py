@@ -14,26 +14,28 @@ def run_report(
     """`stackbench report`: tables, summary, DIR/report.html. Raises UserError; exit codes: design.md."""
     from bench import registry, store
     from bench.analyze import analyze
-    from bench.report import export, html, readme, terminal
+    from bench.report import export, readme, terminal
+    from bench.report import html as pages
 
     tables = store.load(list(dirs))
     analysis = analyze(tables, price_per_hour=price_per_hour)
-    page: Path | None = tables.directories[0] / "report.html"
+    page = tables.directories[0] / "report.html"
+    written = str(page)
     try:
-        html.write(page, tables, analysis)
+        pages.write(page, tables, analysis)
     except OSError as error:
         print(f"stackbench: {page} cannot be written: {error.strerror}", file=sys.stderr)
-        page = None
+        written = ""
     if update_readme:
         readme.splice_readme(registry.ROOT / "README.md", tables, analysis)
     if as_json:
-        print(json.dumps(export.document("report", tables, analysis, page=str(page) if page else None)))
+        print(json.dumps(export.document("report", tables, analysis, page=written or None)))
         return analysis.exit_code
     from rich.console import Console
 
     price = any(case.usd_per_gtoken.estimate is not None for case in analysis.cases)
     console = Console(highlight=False, markup=False, emoji=False)
-    terminal.show_report(console, tables, analysis, page=str(page) if page else "", price=price)
+    terminal.show_report(console, tables, analysis, page=written, price=price)
     return analysis.exit_code
 
 

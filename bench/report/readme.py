@@ -65,7 +65,8 @@ def row(case: CaseSummary, several: bool) -> str:
     cells = [
         cell(plain(name, 160)), cell(plain(case.arm, 80)), words.with_span(case.step_s, 1e3),
         words.short(case.tokens_per_s.estimate),
-        f"{words.brief(case.compile_cold_s)} / {words.brief(case.compile_seeded_s)}", cell(plain(status, 160)),
+        f"{words.brief(case.compile_cold_s)} / {words.brief(case.compile_seeded_s)}",
+        cell(plain(status, 160)),
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 

@@ -66,7 +66,8 @@ class Printer:
             self.line(label, style="bold", indent=indent)
             self.line(text, indent=indent + 2)
         else:
-            self.line(text, indent=indent, hang=indent + width, prefix=Text(label))
+            shown = label if len(label) < width else f"{label[: width - 3]}…  "
+            self.line(text, indent=indent, hang=indent + width, prefix=Text(shown))
 
 
 def show_report(

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from bench.analyze.break_even import BreakEven
 from bench.analyze.ratios import Comparison
-from bench.stats import Interval, least_rounds
+from bench.stats import Interval
 from stacks.train import spec
 
 NONE: Final = "–"
@@ -27,15 +27,16 @@ def plain(text: Any, longest: int = 500) -> str:
 
 def number(value: float | None, digits: int = 4) -> str:
     """Significant digits, thousands separated: 11.78, 43,460, 0.0312."""
-    if value is None:
+    if value is None or math.isnan(value):
         return NONE
-    if math.isinf(value) or math.isnan(value):
-        return "∞" if value > 0 else NONE
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    value = float(f"{value:.{digits - 1}e}")
     if value == 0:
         return "0"
-    places = digits - 1 - math.floor(math.log10(abs(value)))
-    rounded = round(value, places)
-    return f"{rounded:.3g}" if abs(value) < 1e-4 else f"{rounded:,.{max(0, places)}f}"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    shown = f"{value:.{digits - 1}e}" if abs(value) < 1e-4 else f"{value:,.{places}f}"
+    return shown.replace("-", "−")
 
 
 def short(value: float | None) -> str:
@@ -66,7 +67,10 @@ def with_span(interval: Interval, scale: float = 1.0, digits: int = 4) -> str:
 
 
 def percent(interval: Interval) -> str:
-    return NONE if interval.estimate is None else f"{100 * interval.estimate:.1f} %"
+    if interval.estimate is None:
+        return NONE
+    share = 100 * interval.estimate
+    return f"{share:.1f} %" if share >= 1 else f"{number(share, 2)} %"
 
 
 def bytes_(value: float | None) -> str:
@@ -80,9 +84,11 @@ def bytes_(value: float | None) -> str:
 
 def brief(value: float | None) -> str:
     """Seconds without the unit: 21.4, 6.2, 0.09."""
-    return (
-        NONE if value is None else number(value, 3 if value >= 10 else 2) if value >= 0.1 else f"{value:.2f}"
-    )
+    if value is None:
+        return NONE
+    if abs(value) < 0.1:
+        return f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
+    return number(value, 3 if abs(value) >= 10 else 2)
 
 
 def seconds(value: float | None) -> str:
@@ -115,10 +121,8 @@ def verdict(comparison: Comparison) -> str:
     if ratio.estimate is None:
         return f"{arm} and {base}: {ratio.reason}"
     if ratio.low is None or ratio.high is None:
-        return (
-            f"{arm} is {ratio.estimate:.2f}× as fast as {base} in {plural(ratio.n_rounds, 'round')}, without "
-            f"an interval (95 % needs {least_rounds()} rounds): not a finding"
-        )
+        rounds = plural(ratio.n_rounds, "round")
+        return f"{arm} is {ratio.estimate:.2f}× as fast as {base} ({rounds}, no interval: not a finding)"
     if not ratio.differs:
         shown = f"{ratio.estimate:.2f}×, {evidence(comparison, ratio.low, ratio.high)}"
         return f"{arm} and {base}: no difference larger than the noise ({shown})"

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,34 +51,58 @@ def plan_for(
 
 
 # ------------------------------------------------------------------------------------------- the history
-def history() -> dict[str, dict[str, float]]:
-    """Seconds of earlier observations and gates by case id, on this machine; empty if there are none."""
+MEMORY_METRICS = {"cpu": "pss_bytes", "cuda": "peak_allocated_bytes"}  # by device kind
+
+
+def histories() -> dict[str, dict[str, dict[str, float]]]:
+    """By device name, then case id (which knows no device): what earlier runs on this machine took."""
     try:
         table = json.loads((cache_dir() / "history.json").read_text())
-    except (OSError, ValueError):
+        return {d: {i: dict(row) for i, row in cases.items()} for d, cases in table.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
-    return table if isinstance(table, dict) else {}
 
 
-def remember(out: Path, known: dict[str, dict[str, float]]) -> None:
-    """Adds this run's times to the history; losing it costs an estimate, never a result."""
+def history(device: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Seconds and bytes of earlier observations and gates on this device by case id; empty if none."""
+    return histories().get(device["name"], {})
+
+
+def remember(out: Path, known: dict[str, dict[str, float]], device: Mapping[str, Any]) -> None:
+    """Adds this run's times and memory to the history; losing it costs an estimate, never a result."""
     import statistics
 
     from bench.run import rounds
 
     timed: dict[str, list[float]] = {}
     gates: dict[str, float] = {}
+    peaks: dict[str, float] = {}
     for row in rounds.read_rows(out):
         if row["status"] != "ok" or not row["wall_s"]:
             continue
         if row["kind"] == "timed":
             timed.setdefault(row["case_id"], []).append(row["wall_s"])
+            peak = measured_memory(out / "artifacts" / row["run_id"], MEMORY_METRICS[device["kind"]])
+            peaks[row["case_id"]] = max(peaks.get(row["case_id"], 0.0), peak)
         else:
             gates[row["case_id"]] = gates.get(row["case_id"], 0.0) + row["wall_s"]
     for case_id, values in timed.items():
         known[case_id] = {"observation_s": statistics.median(values), "gate_s": gates.get(case_id, 0.0)}
+        if peaks[case_id]:
+            known[case_id]["memory_bytes"] = peaks[case_id]
     cache_dir().mkdir(parents=True, exist_ok=True)
-    planning.write_atomic(cache_dir() / "history.json", json.dumps(known))
+    table = {**histories(), device["name"]: known}
+    planning.write_atomic(cache_dir() / "history.json", json.dumps(table))
+
+
+def measured_memory(artifact: Path, metric: str) -> float:
+    """The largest value of a memory metric that an observation reported; 0 where it reported none."""
+    try:
+        lines = (artifact / "messages.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines if metric in line]
+    except (OSError, ValueError):
+        return 0.0
+    return max((float(row["value"]) for row in rows if row.get("metric") == metric and row["value"]), default=0.0)
 
 
 # --------------------------------------------------------------------------------------------- execution
@@ -88,7 +112,7 @@ def execute(
     """Runs the plan into `out` and says how it ended. Returns the exit code (design.md)."""
     from bench.run import local, progress
 
-    known = history()
+    known = history(plan.device)
     announce(plan, known, quiet=as_json)
     if not plan.groups:
         print(f"stackbench: every case is skipped; see: stackbench plan {plan.suite['name']}", file=sys.stderr)
@@ -104,7 +128,7 @@ def execute(
         finally:
             bar.end()
         write_wall(out, result, start)
-        remember(out, known)
+        remember(out, known, plan.device)
     return conclude(plan, out, result, as_json=as_json)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -9,6 +10,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +22,14 @@ from bench.run import scrub
 LAUNCH = Path(__file__).with_name("launch.py")
 LONGEST_LINE = 1 << 20
 LONGEST_LOG = 1 << 22
+LONGEST_REASON = 1000
+MOST_MESSAGES = 1 << 25  # bytes of messages: a worker that writes more is ended
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+
+stopping = threading.Event()  # set to end every worker of this process, whatever thread waits for it
+_active: set[int] = set()  # workers of this process that are running
+_spawning = threading.Lock()
+_reaper = False  # whether orphans come to this process
 PASSED_ON = (  # names a worker may inherit: what finds programs and libraries, and the user's device choice
     "PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "CXX",
     "CC", "XDG_CACHE_HOME",
@@ -84,24 +94,33 @@ def run(
     command = [sys.executable, "-I", "-S", str(LAUNCH), binding, str(os.getpid()), "--", *argv]
     kills = oom_kills()
     start = time.monotonic()
-    with (directory / "stderr.txt").open("wb") as stderr:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=stderr, stdin=subprocess.DEVNULL, env=dict(env),
-            start_new_session=True,
-        )  # fmt: skip
-        reader = Reader(directory / "messages.jsonl", scrubber, on_message)
+    reader = Reader(directory / "messages.jsonl", scrubber, on_message)
+    try:
+        with (directory / "stderr.txt").open("wb") as stderr, _spawning:
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=stderr, stdin=subprocess.DEVNULL, env=dict(env),
+                start_new_session=True,
+            )  # fmt: skip
+            _active.add(process.pid)
         try:
             late = reader.read(process, start + timeout_s)
         finally:
             end_group(process)
-            reader.close()
-    wall = time.monotonic() - start
-    log = write_log(directory, scrubber, reader.other)
+        wall = time.monotonic() - start
+    finally:
+        reader.close()
+        log = write_log(directory, scrubber, reader.other)
     status, reason = judge(reader, process.returncode, late, timeout_s, oom_kills() > kills, log)
     return Outcome(
-        status=status, reason=scrubber.text(reason), messages=reader.messages, exit=process.returncode,
-        wall_s=wall,
+        status=status, reason=scrubber.text(one_line(reason)), messages=reader.messages,
+        exit=process.returncode, wall_s=wall,
     )  # fmt: skip
+
+
+def one_line(text: str) -> str:
+    """A reason as one line of bounded length that a terminal can show."""
+    clean = "".join(c if c.isprintable() else " " for c in text[: 8 * LONGEST_REASON])
+    return " ".join(clean.split())[:LONGEST_REASON]
 
 
 class Reader:
@@ -114,65 +133,108 @@ class Reader:
         self.scrubber, self.on_message = scrubber, on_message
         self.messages: list[dict[str, Any]] = []
         self.other: list[str] = []
-        self.rest = b""
+        self.wrong = ""  # the first malformed message, or why no more are taken
+        self.rest = bytearray()
+        self.cut = False  # in the tail of a line that was too long: it is no line of its own
+        self.taken = self.kept = 0  # bytes of messages, characters of other text
 
     def read(self, process: subprocess.Popen[bytes], deadline: float) -> bool:
-        """Until end of file or the deadline; True if the deadline came first."""
+        """Until it ends, the deadline, or too much output; True if the deadline came first.
+
+        Raises KeyboardInterrupt once `stopping` is set: a signal reaches the main thread alone.
+        """
         assert process.stdout is not None
-        os.set_blocking(process.stdout.fileno(), False)
+        pipe = process.stdout.fileno()
+        os.set_blocking(pipe, False)
+        open_ = True
         with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            while True:
+            selector.register(pipe, selectors.EVENT_READ)
+            while not self.full:
                 left = deadline - time.monotonic()
+                if stopping.is_set():
+                    raise KeyboardInterrupt
                 if left <= 0:
                     return True
-                if selector.select(min(left, 1.0)):
-                    data = os.read(process.stdout.fileno(), 1 << 16)
-                    if not data:
-                        return self.finish(process, deadline)
-                    self.feed(data)
-                elif process.poll() is not None:  # a grandchild may hold the pipe open
+                ended = process.poll() is not None  # a grandchild may hold the pipe open for longer
+                if not open_:
+                    time.sleep(0 if ended else min(left, 0.005))
+                elif ended or selector.select(min(left, 0.25)):
+                    open_ = self.take(pipe)
+                if ended:
                     return False
-
-    def finish(self, process: subprocess.Popen[bytes], deadline: float) -> bool:
-        self.feed(b"\n")
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            return True
         return False
 
+    def take(self, pipe: int) -> bool:
+        """Reads what is there, up to one pipe's worth. False at the end of file."""
+        for _ in range(16):
+            try:
+                data = os.read(pipe, 1 << 16)
+            except BlockingIOError:
+                return True
+            if not data:
+                return False
+            self.feed(data)
+        return True
+
     def feed(self, data: bytes) -> None:
-        self.rest += data
-        *lines, self.rest = self.rest.split(b"\n")
-        if len(self.rest) > LONGEST_LINE:
-            lines, self.rest = [*lines, self.rest[:LONGEST_LINE]], b""
+        *lines, rest = data.split(b"\n")
         for line in lines:
-            if line.strip():
-                self.line(line.decode(errors="replace"))
+            self.rest += line
+            self.end_line()
+        self.rest += rest
+        if len(self.rest) > LONGEST_LINE:
+            if not self.cut:
+                self.keep(self.rest[:LONGEST_LINE].decode(errors="replace"))
+            self.cut = True
+            self.rest.clear()
+
+    def end_line(self) -> None:
+        if not self.cut and self.rest.strip():
+            self.line(self.rest.decode(errors="replace"))
+        self.cut = False
+        self.rest.clear()
 
     def line(self, line: str) -> None:
         try:
             message = json.loads(line)
-            known = isinstance(message, dict) and message.get("type") in protocol.MESSAGE_TYPES
+            if not (isinstance(message, dict) and message.get("type") in protocol.MESSAGE_TYPES):
+                return self.keep(line)
+            message = self.scrubber.value(message)
+            problem, text = protocol.problem(message), json.dumps(message)
         except (ValueError, RecursionError):
-            known = False
-        if not known:
-            if len(self.other) < 10_000:
-                self.other.append(line)
-            return
-        message = self.scrubber.value(message)
+            return self.keep(line)
+        if problem:
+            self.wrong = self.wrong or f"malformed message: {problem}"
+            return self.keep(line)
+        self.taken += len(text)
+        if self.full:
+            self.wrong = f"more than {MOST_MESSAGES >> 20} MiB of messages"
+            return None
         self.messages.append(message)
-        self.file.write(json.dumps(message) + "\n")
+        self.file.write(text + "\n")
         if self.on_message:
             self.on_message(message)
+        return None
+
+    @property
+    def full(self) -> bool:
+        return self.taken > MOST_MESSAGES
+
+    def keep(self, line: str) -> None:
+        if self.kept < LONGEST_LOG:
+            self.other.append(line[: LONGEST_LOG - self.kept])
+            self.kept += len(line) + 1
 
     def close(self) -> None:
-        self.file.close()
+        """The last line needs no newline."""
+        try:
+            self.end_line()
+        finally:
+            self.file.close()
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kills what is left of the worker's process group and reaps the worker."""
+    """Kills what is left of the worker's process group, reaps the worker, then what left the group."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
@@ -180,6 +242,46 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
     process.wait()
     if process.stdout is not None:
         process.stdout.close()
+    with _spawning:
+        _active.discard(process.pid)
+        reap_orphans()
+
+
+def prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+def die_with(parent: int) -> None:
+    """SIGTERM for this process when its parent ends, or now if it has ended."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if sys.platform == "linux" and os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def become_subreaper() -> None:
+    """Descendants whose parents died come to this process, so that none outlives its observation."""
+    global _reaper
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    _reaper = sys.platform == "linux"
+
+
+def reap_orphans() -> None:
+    """Kills and reaps every child of this process that is no running worker; their children come next."""
+    while _reaper:
+        lists = Path("/proc/self/task").glob("*/children")
+        try:
+            children = {int(pid) for path in lists for pid in path.read_text().split()} - _active
+        except OSError:
+            return
+        if not children:
+            return
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError, PermissionError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
 
 
 def write_log(directory: Path, scrubber: Scrubber, other: Sequence[str]) -> str:
@@ -202,6 +304,8 @@ def judge(
 ) -> tuple[str, str]:
     """Status and reason from what the worker said and how it ended."""
     errors = [m for m in reader.messages if m["type"] == "error"]
+    if reader.full:
+        return protocol.STATUS_FAILED, f"crash: {reader.wrong}"
     if errors:
         kind, message = str(errors[0].get("kind")), str(errors[0].get("message"))
         skipped = kind == "unsupported"
@@ -215,6 +319,8 @@ def judge(
     if code != 0:
         last = [line for line in log.splitlines() if line.strip()][-1:]
         return protocol.STATUS_FAILED, f"crash: exit code {code}" + (f": {last[0][:500]}" if last else "")
+    if reader.wrong:
+        return protocol.STATUS_FAILED, f"crash: {reader.wrong}"
     if not any(m["type"] == "done" for m in reader.messages):
         return protocol.STATUS_FAILED, "crash: ended without saying `done`"
     return protocol.STATUS_OK, ""

@@ -134,7 +134,9 @@ def warm_up(clock: Clock, rule: Mapping[str, float]) -> None:
         values.append(clock.value(warmup=True))
         busy += values[-1]
         last = values[-int(rule["window"]) :]
-        if busy >= rule["seconds"] and len(last) == rule["window"] and trend(last) <= rule["trend"]:
+        if len(last) < rule["window"]:
+            continue
+        if busy >= rule["seconds"] and trend(last) <= rule["trend"]:
             return
         if busy >= rule["max_seconds"]:
             raise Refusal(
