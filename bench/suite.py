@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from bench import registry
 from bench.errors import UserError, did_you_mean
@@ -61,6 +61,14 @@ class Suite(BaseModel):
     path: list[Path] = Field(default_factory=list)
     arms: dict[str, ArmSpec] = Field(default_factory=dict)
     matrix: list[Matrix] = Field(min_length=1)
+
+    @field_validator("affinity", mode="before")
+    @classmethod
+    def _cpus(cls, value: Any) -> Any:
+        """`--set affinity=0,2` arrives as numbers."""
+        parts = value if isinstance(value, list) else [value]
+        numbers = all(isinstance(part, int) and not isinstance(part, bool) for part in parts)
+        return ",".join(map(str, parts)) if numbers and parts else value
 
     def measure(self, kind: str) -> dict[str, float]:
         """Seconds of a value and of warm-up on a device kind: method.md 2's floors unless the suite says."""

@@ -157,7 +157,7 @@ class Reader:
                     return True
                 ended = process.poll() is not None  # a grandchild may hold the pipe open for longer
                 if not open_:
-                    time.sleep(0 if ended else min(left, 0.005))
+                    time.sleep(0 if ended else min(left, 0.01))
                 elif ended or selector.select(min(left, 0.25)):
                     open_ = self.take(pipe)
                 if ended:
@@ -179,20 +179,25 @@ class Reader:
     def feed(self, data: bytes) -> None:
         *lines, rest = data.split(b"\n")
         for line in lines:
-            self.rest += line
+            self.extend(line)
             self.end_line()
-        self.rest += rest
+        self.extend(rest)
+
+    def extend(self, part: bytes) -> None:
+        """More of the current line; of a line that is too long its head goes to the log, the tail nowhere."""
+        if self.cut:
+            return
+        self.rest += part
         if len(self.rest) > LONGEST_LINE:
-            if not self.cut:
-                self.keep(self.rest[:LONGEST_LINE].decode(errors="replace"))
+            self.keep(self.rest[:LONGEST_LINE].decode(errors="replace"))
             self.cut = True
-            self.rest.clear()
 
     def end_line(self) -> None:
-        if not self.cut and self.rest.strip():
-            self.line(self.rest.decode(errors="replace"))
+        line = bytes(self.rest.strip()) if not self.cut else b""
         self.cut = False
         self.rest.clear()
+        if line:
+            self.line(line.decode(errors="replace"))
 
     def line(self, line: str) -> None:
         try:
@@ -235,10 +240,8 @@ class Reader:
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
     """Kills what is left of the worker's process group, reaps the worker, then what left the group."""
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
     process.wait()
     if process.stdout is not None:
         process.stdout.close()

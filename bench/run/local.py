@@ -19,7 +19,7 @@ from typing import Any
 from bench import plan as planning
 from bench import registry
 from bench.errors import UserError
-from bench.run import rounds
+from bench.run import isolate, rounds
 
 DISK_FULL = 5
 INTERRUPTED = 3
@@ -100,11 +100,12 @@ def run(
     known = {row["run_id"] for row in rounds.read_rows(out)}
     session = open_session(plan, out)
     preparation = prepare_inputs(plan, out, session, cache_dir, progress)
-    become_subreaper()
+    isolate.become_subreaper()
     status, finished = "complete", 0
     planned = plan.suite["rounds"] if plan.suite["caches"] != "cold" else 0
     tasks = schedule(plan, out, session["session"], planned)
-    progress.begin(tasks_total=len(tasks), plan=plan)
+    gates = sum(kind == "gate" for kind, _, _ in tasks)
+    progress.begin(tasks_total=len(tasks), plan=plan, gates=gates)
     durations: dict[tuple[str, str], float] = {}
     for kind, group, name in tasks:
         expected = durations.get((kind, group), progress.expected(kind, group))
@@ -295,7 +296,7 @@ def run_task(out: Path, name: str, progress: Any) -> int:
 
     On Ctrl-C (or SIGTERM) the child is asked to stop, ends its worker, writes the row, and is waited for.
     """
-    command = [sys.executable, "-m", "bench.run.rounds", str(out), name]
+    command = [sys.executable, "-m", "bench.run.rounds", str(out), name, str(os.getpid())]
     env = {**os.environ, "PYTHONPATH": str(registry.ROOT)}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=env, start_new_session=True
@@ -316,29 +317,4 @@ def run_task(out: Path, name: str, progress: Any) -> int:
         return INTERRUPTED
     finally:
         process.stdout.close()
-        reap_orphans()
-
-
-PR_SET_CHILD_SUBREAPER = 36
-
-
-def become_subreaper() -> None:
-    """Descendants whose parents died come to this process, so that none outlives a round."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def reap_orphans() -> None:
-    """Kills and reaps every child of this process: between tasks it has none of its own."""
-    if sys.platform != "linux":
-        return
-    try:
-        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    except OSError:
-        return
-    for pid in map(int, children):
-        with contextlib.suppress(ProcessLookupError, PermissionError, ChildProcessError):
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        isolate.reap_orphans()  # between tasks this process has no children of its own

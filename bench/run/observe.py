@@ -99,7 +99,7 @@ def job_of(context: Context, request: Request, run_id: str, directory: Path) -> 
         "device": context.device, "threads": request.threads or context.session["threads"],
         "cpus": context.session["cpus"], "seed": suite["seed"],
         "batches": {**batches, "path": str(context.out.resolve() / "inputs" / batches["file"])},
-        "init": None, "lr": [float(x) for x in spec.lr_table()[:64]] if stack.argv else None,
+        "init": None, "lr": [float(x) for x in spec.lr_table()] if stack.argv else None,
         "optimizer": {**dataclasses.asdict(spec.OPTIMIZER),
                       "decayed": [p.name for p in spec.parameters(shape) if p.decay]},
         "parameters": [{"name": p.name, "shape": p.shape, "init": p.init, "std": p.std,
@@ -116,9 +116,16 @@ def command(context: Context, case: planning.Case, stack: registry.Stack, job: P
     """argv of a worker: ours for a Python stack, the stack's own otherwise."""
     if stack.argv:
         places = {"dir": str(stack.file.parent), "build": str(build_directory(context, stack))}
-        return [part.format(**places) for part in stack.argv] + [str(job)]
+        return [fill(part, places) for part in stack.argv] + [str(job)]
     python = case.interpreter if case.interpreter and stack.role == "stack" else sys.executable
     return [python, "-m", "bench.run.worker", str(job)]
+
+
+def fill(text: str, places: Mapping[str, str]) -> str:
+    """`{name}` replaced for the names known; any other brace is the text's own (shell, JSON, flags)."""
+    for name, value in places.items():
+        text = text.replace(f"{{{name}}}", value)
+    return text
 
 
 def build_directory(context: Context, stack: registry.Stack) -> Path:
@@ -129,7 +136,7 @@ def variables(context: Context, request: Request, stack: registry.Stack) -> dict
     """The stack's and the arm's variables, with {cache} and {platform} filled in."""
     places = {"cache": str(request.cache.resolve()), "platform": context.plan.device["kind"]}
     wanted = {**stack.variables, **request.case.variables}
-    filled = {name: value.format(**places) for name, value in wanted.items()}
+    filled = {name: fill(value, places) for name, value in wanted.items()}
     return {"PYTHONPATH": str(registry.ROOT), **filled}
 
 
@@ -164,13 +171,30 @@ def observe(context: Context, request: Request) -> dict[str, Any]:
         )  # fmt: skip
     except KeyboardInterrupt:
         row.update(status=protocol.STATUS_FAILED, reason="interrupted", exit=None, wall_s=None)
+        if sealed is not None:
+            row["cache_changes"] = restore(request.cache, sealed)
         finish(context, directory, final, job, row, [])
         raise
     row.update(status=outcome.status, reason=outcome.reason, exit=outcome.exit, wall_s=outcome.wall_s)
+    missing = shortfall(job, outcome.messages) if outcome.status == protocol.STATUS_OK else ""
+    if missing:
+        row.update(status=protocol.STATUS_FAILED, reason=f"crash: {missing}")
     if sealed is not None:
         row["cache_changes"] = restore(request.cache, sealed)
     finish(context, directory, final, job, row, outcome.messages)
     return row
+
+
+def shortfall(job: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> str:
+    """How a timed worker that says it is done did other work than its job; empty if it did not."""
+    if job["kind"] != "timed":
+        return ""
+    values = [m for m in messages if m["type"] == "value"]
+    timed = sum(not m["warmup"] for m in values)
+    if timed != job["values"]:
+        return f"ended after {timed} of {job['values']} values"
+    other = {m["steps"] for m in values} - {job["steps_per_value"]}
+    return f"values of {min(other)} steps instead of {job['steps_per_value']}" if other else ""
 
 
 def base_row(context: Context, request: Request, run_id: str, started: str) -> dict[str, Any]:
@@ -200,10 +224,13 @@ def finish(
     (directory / "job.json").write_text(json.dumps(stored))
     if row["kind"] == "timed":
         write_pyperf(directory / "pyperf.json", row, messages)
-    with (directory / DONE).open("w") as file:
-        json.dump(context.scrubber.value(dict(row)), file)
-        file.flush()
-        os.fsync(file.fileno())
+    (directory / DONE).write_text(json.dumps(context.scrubber.value(dict(row))))
+    for path in (*directory.iterdir(), directory):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     directory.rename(final)
 
 
@@ -224,13 +251,24 @@ def write_pyperf(path: Path, row: Mapping[str, Any], messages: Sequence[Mapping[
     keep = ("cpu_count", "cpu_model_name", "cpu_freq", "aslr", "platform", "load_avg_1min", "python_version",
             "mem_max_rss", "boot_time", "uptime", "runnable_threads", "cpu_affinity", "python_implementation",
             "python_compiler", "timer", "perf_version", "date", "duration")  # fmt: skip
-    metadata = {k: v for k, v in metadata.items() if k in keep}
+    metadata = {k: v for k, v in metadata.items() if k in keep and usable(k, v)}
     metadata.update(
         name=row["case_id"], loops=int(row["steps_per_value"]), unit="second", run_id=row["run_id"],
         arm=row["arm"], session=row["session"], round_id=row["round_id"] or "", env_id=row["env_id"],
     )  # fmt: skip
     run = pyperf.Run(timed, warmups=warmups or None, metadata=metadata, collect_metadata=False)
     pyperf.Benchmark([run]).dump(str(path))
+
+
+def usable(name: str, value: Any) -> bool:
+    """Whether pyperf takes this as metadata: a worker may have sent anything."""
+    import pyperf
+
+    try:
+        pyperf.Run([1.0], metadata={name: value}, collect_metadata=False)
+    except (ValueError, TypeError):
+        return False
+    return True
 
 
 # ------------------------------------------------------------------------------------------------ caches
@@ -244,12 +282,12 @@ def seal(cache: Path) -> dict[str, tuple[int, int]]:
 
 
 def restore(cache: Path, sealed: Mapping[str, tuple[int, int]]) -> int:
-    """Removes what an observation added; returns how many files it added or changed."""
+    """Removes what an observation added; returns how many files it added, removed or changed in size."""
     now = seal(cache)
     added = sorted(set(now) - set(sealed))
     for name in added:
         (cache / name).unlink(missing_ok=True)
-    return len(added) + sum(1 for name, stat in sealed.items() if name in now and now[name][0] != stat[0])
+    return len(added) + sum(1 for name, stat in sealed.items() if name not in now or now[name][0] != stat[0])
 
 
 def remove_tree(path: Path) -> None:

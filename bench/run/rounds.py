@@ -9,6 +9,7 @@ attempt; what is complete is read off the artifacts.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import signal
 import sys
@@ -18,7 +19,7 @@ from typing import Any, NoReturn
 
 from bench import plan as planning
 from bench import protocol
-from bench.run import observe
+from bench.run import isolate, observe
 from bench.run.observe import Context, Request
 
 GIVE_UP_AFTER = 2  # failed rounds of one case: it is not tried again
@@ -45,11 +46,15 @@ def read_rows(out: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def runnable(context: Context, group: str, gate: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[planning.Case]:
-    """Cases of a group that passed the gate and have not failed too often."""
+def runnable(
+    context: Context, group: str, gate: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> list[planning.Case]:
+    """Cases of a group that passed the gate and have not failed too often in this session."""
     failed: dict[str, int] = {}
     for row in rows:
-        if row["kind"] == "timed" and row["status"] != protocol.STATUS_OK and row["reason"] != "interrupted":
+        if row["kind"] != "timed" or row["session"] != context.session["session"]:
+            continue
+        if row["status"] != protocol.STATUS_OK and row["reason"] != "interrupted":
             failed[row["case_id"]] = failed.get(row["case_id"], 0) + 1
     return [
         case
@@ -101,12 +106,19 @@ def cache_directory(context: Context, case: planning.Case, draw: int) -> Path:
 
 
 def stop(signum: int, frame: Any) -> NoReturn:
+    isolate.stopping.set()
     raise KeyboardInterrupt
+
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 def main(argv: list[str]) -> int:
     """Exit codes: 0 done (failures are rows), 3 interrupted, 5 the disk is full."""
     signal.signal(signal.SIGTERM, stop)
+    if len(argv) > 2:  # the launcher's process id: nothing goes on without it
+        isolate.die_with(int(argv[2]))
+    isolate.become_subreaper()
     from bench.run import gate
 
     out, name = Path(argv[0]), argv[1]
@@ -118,6 +130,8 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return 3
     except OSError as error:
+        if error.errno not in DISK:
+            raise
         with contextlib.suppress(OSError):
             print(json.dumps({"event": "disk", "reason": str(error.strerror)}), flush=True)
         return 5

@@ -22,7 +22,7 @@ def draw(analysis: Analysis, wide: bool) -> Figure | None:
     return bars.draw(
         analysis.cases, wide, lambda c: c.mfu.map(lambda m: 100 * m),
         lambda c, p: 100 * (c.mfu.estimate or 0) * (c.step_s.estimate or 0) / p.step_s,
-        "MFU, % of the dense peak", lambda v: f"{v:.1f} %",
+        "MFU, % of the dense peak", lambda v: f"{words.number(v, 3)} %",
     )  # fmt: skip
 
 

@@ -58,22 +58,22 @@ def rows(panel: Axes, members: Sequence[CaseSummary], look: style.Look, wide: bo
     low, high = limits(members)
     y, ticks = 0.0, []
     for case in members:
-        colour, marker, top = look.colour(case.stack), look.marker(case.stack), y
-        for process in case.processes[:MOST_PROCESSES]:
-            timed = [1e3 * s for warmup, s in process.values if not warmup]
-            warm = [1e3 * s for warmup, s in process.values if warmup]
-            near, far = [s for s in warm if low <= s <= high], [s for s in warm if s > high]
-            panel.plot(near, [y] * len(near), marker, markerfacecolor=style.PAPER, markeredgecolor=colour,
-                       markersize=3, markeredgewidth=0.7, alpha=0.7)  # fmt: skip
-            if far:
-                panel.plot([high], [y], ">", color=colour, markersize=3.2, alpha=0.7, clip_on=False)
-            panel.plot(
-                timed, [y] * len(timed), marker, color=colour, markersize=3, markeredgewidth=0, alpha=0.75
-            )
-            panel.plot([1e3 * process.step_s], [y], "|", color=style.INK, markersize=5, markeredgewidth=1.1)
-            y += 1
-        ticks.append((top + y - 1) / 2)
-        y += 2.4
+        colour, marker = look.colour(case.stack), look.marker(case.stack)
+        chosen = case.processes[:MOST_PROCESSES]
+        lines = [y + i for i in range(len(chosen))]
+        marks = [(1e3 * s, at, warm) for p, at in zip(chosen, lines, strict=True) for warm, s in p.values]
+        near = [(x, at) for x, at, warm in marks if warm and low <= x <= high]
+        far = sorted({at for x, at, warm in marks if warm and x > high})
+        timed = [(x, at) for x, at, warm in marks if not warm]
+        panel.plot([x for x, _ in near], [at for _, at in near], marker, markerfacecolor=style.PAPER,
+                   markeredgecolor=colour, markersize=3, markeredgewidth=0.7, alpha=0.7)  # fmt: skip
+        panel.plot([high] * len(far), far, ">", color=colour, markersize=3.2, alpha=0.7, clip_on=False)
+        panel.plot([x for x, _ in timed], [at for _, at in timed], marker, color=colour, markersize=3,
+                   markeredgewidth=0, alpha=0.75)  # fmt: skip
+        panel.plot([1e3 * p.step_s for p in chosen], lines, "|", color=style.INK, markersize=5,
+                   markeredgewidth=1.1)  # fmt: skip
+        ticks.append((lines[0] + lines[-1]) / 2)
+        y = lines[-1] + 3.4
     panel.set_yticks(ticks, [style.label(case.arm, wide) for case in members])
     panel.set_ylim(y - 2.4, -1)
     panel.set_xlim(low, high)
