@@ -72,8 +72,8 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Print cases, skips with reasons, expected time, memory and cost. Runs nothing."""
-    from bench.run import execute as running
     from bench.report import planned
+    from bench.run import execute as running
 
     wanted = settings_of(settings, corpus, tokenizer, {})
     made = running.plan_for(suite, cases=cases, settings=wanted, paths=paths or [], device=device)
@@ -155,7 +155,7 @@ def settings_of(
     """`--corpus`, `--tokenizer` and the like are shorthands of `--set`."""
     paths = {k: str(v.resolve()) for k, v in (("corpus", corpus), ("tokenizer", tokenizer)) if v is not None}
     extra = {**paths, **{k: v for k, v in more.items() if v is not None}}
-    return [*(settings or []), *(f"{k}={json.dumps(v)}" for k, v in extra.items())]
+    return [*(settings or []), *(f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in extra.items())]
 
 
 def guarded(command: Callable[[], Any]) -> int:
@@ -169,7 +169,8 @@ def guarded(command: Callable[[], Any]) -> int:
         print("stackbench: interrupted", file=sys.stderr)
         return 130
     except OSError as error:
-        print(f"stackbench: {error.strerror or error}: what was measured stays", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"stackbench: {where}{error.strerror or error}: what was measured stays", file=sys.stderr)
         return 1
     except SystemExit as end:
         return int(end.code or 0) if isinstance(end.code, (int, type(None))) else 2

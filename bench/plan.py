@@ -7,6 +7,7 @@ import fnmatch
 import hashlib
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -83,11 +84,6 @@ def digest(value: Any, length: int = 8) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
 
 
-@lru_cache(maxsize=4096)
-def _resolved(model: spec.Model, axes: tuple[tuple[str, Any], ...], kind: str) -> dict[str, Any]:
-    return spec.resolve_axes(model, dict(axes), kind)
-
-
 def make(
     suite: Suite, device: Device, *, overrides: Mapping[str, Any] | None = None, cases: str = "*",
     check_installed: bool = True,
@@ -98,30 +94,40 @@ def make(
     found: dict[str, Case] = {}
     for matrix in suite.matrix:
         workloads = [matrix.workload] if isinstance(matrix.workload, str) else matrix.workload
-        axes = {**matrix.axes, **(overrides or {})}
+        axes, arms = {**matrix.axes, **(overrides or {})}, {a: arm(suite, a, stacks) for a in matrix.arms}
         names, choices = list(axes), [v if isinstance(v, list) else [v] for v in axes.values()]
         for workload in workloads:
             model = find_model(suite, workload, models)
             for point in itertools.product(*choices):
                 try:
-                    full = _resolved(model, tuple(zip(names, point, strict=True)), device.kind)
+                    full = spec.resolve_axes(model, dict(zip(names, point, strict=True)), device.kind)
                 except ValueError as error:
                     raise UserError(
                         f"suite {suite.name}: {workload}: {error}",
                         next_command=f"stackbench plan {suite.name}",
                     ) from None
-                for name in matrix.arms:
-                    case = make_case(suite, name, workload, model, full, device, stacks, check_installed)
+                common = common_facts(workload, model, full)
+                for name, the_arm in arms.items():
+                    stack = stacks[the_arm.stack]
+                    case = make_case(name, the_arm, stack, common, device, check_installed)
                     first = found.setdefault(case.case_id, case)
                     if first.arm != name:
                         raise UserError(
                             f"suite {suite.name}: arms {first.arm!r} and {name!r} are both written "
                             f"{case.case_id}: rename one"
                         )
+    if not found:
+        raise UserError(
+            f"suite {suite.name} has no case: a list of workloads, arms or values of an axis is empty",
+            next_command="see bench/suites/quick.toml",
+        )
     chosen = tuple(c for c in found.values() if fnmatch.fnmatch(c.case_id, cases))
     if not chosen:
         ids = sorted(c.case_id for c in found.values())
-        raise UserError(f"--cases {cases!r} matches none of {len(ids)} cases", valid=ids)
+        raise UserError(
+            f"--cases {cases!r} matches none of {len(ids)} cases", valid=ids,
+            next_command=f"stackbench plan {suite.name} --cases '*{ids[0].split('.')[0]}*'",
+        )  # fmt: skip
     plan_suite = json.loads(suite.model_dump_json())
     row = {k: v for k, v in dataclasses.asdict(device).items() if not k.startswith("_")}
     return Plan(suite=plan_suite, device=row, measure=suite.measure(device.kind), cases=chosen)
@@ -136,33 +142,42 @@ def find_model(suite: Suite, workload: str, models: Mapping[str, spec.Model]) ->
     return models[name]
 
 
-def make_case(
-    suite: Suite, name: str, workload: str, model: spec.Model, axes: dict[str, Any], device: Device,
-    stacks: Mapping[str, registry.Stack], check_installed: bool,
-) -> Case:  # fmt: skip
-    the_arm = arm(suite, name, stacks)
-    stack = stacks[the_arm.stack]
-    options = {**stack.variants[the_arm.variant], **the_arm.options}
-    shape = _shape(model)
-    identity = {"workload": workload, "model": shape, "stack": stack.name, "axes": axes, "options": options}
+def common_facts(workload: str, model: spec.Model, axes: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a Case that are the same for all arms of a group."""
+    shape, tokens, t = _shape(model), spec.tokens_per_step(axes), int(axes["sequence"])
     slug = slug_of(workload, axes)
-    arm_slug = name.replace(":", "-")
-    lower = spec.memory_lower_bound_bytes(model, axes)
-    tokens = spec.tokens_per_step(axes)
-    t = int(axes["sequence"])
+    return {
+        "group": f"{slug}.{digest({'workload': workload, 'model': shape, 'axes': axes})}",
+        "workload": workload, "model": shape, "axes": axes, "tokens_per_step": tokens,
+        "flops_per_step": tokens * spec.flops_per_token(model, t),
+        "flops_per_step_noncausal": tokens * spec.flops_per_token(model, t, causal=False),
+        "flops_per_step_executed": tokens * spec.flops_per_token(model, t, executed=True),
+        "memory_lower_bound_bytes": spec.memory_lower_bound_bytes(model, axes),
+        "memory_predicted_bytes": spec.memory_predicted_bytes(model, axes),
+    }  # fmt: skip
+
+
+def make_case(
+    name: str, the_arm: ArmSpec, stack: registry.Stack, common: Mapping[str, Any], device: Device,
+    check_installed: bool,
+) -> Case:  # fmt: skip
+    options = {**stack.variants[the_arm.variant], **the_arm.options}
+    identity = {k: common[k] for k in ("workload", "model", "axes")}
+    identity.update(stack=stack.name, options=options)
+    slug = common["group"].rpartition(".")[0]
+    written = f"{slug}.{name.replace(':', '-')}"
+    if not re.fullmatch(r"[\w.=+-]+", written):  # it names files
+        raise UserError(
+            f"{written!r}: a name of a workload or an arm has a character that a case id cannot have",
+            valid=["letters", "digits", ". _ = + -"],
+        )
+    lower = common["memory_lower_bound_bytes"]
     return Case(
-        case_id=f"{slug}.{arm_slug}.{digest(identity)}",
-        group=f"{slug}.{digest({'workload': workload, 'model': shape, 'axes': axes})}",
-        workload=workload, arm=name, stack=stack.name, stack_file=str(stack.file),
+        case_id=f"{written}.{digest(identity)}", arm=name, stack=stack.name, stack_file=str(stack.file),
         variant=the_arm.variant, options=options,
         interpreter=str(the_arm.interpreter) if the_arm.interpreter else None,
-        variables=dict(the_arm.variables), model=shape, axes=axes, tokens_per_step=tokens,
-        flops_per_step=tokens * spec.flops_per_token(model, t),
-        flops_per_step_noncausal=tokens * spec.flops_per_token(model, t, causal=False),
-        flops_per_step_executed=tokens * spec.flops_per_token(model, t, executed=True),
-        memory_lower_bound_bytes=lower,
-        memory_predicted_bytes=spec.memory_predicted_bytes(model, axes),
-        skip=skip_reason(stack, the_arm, axes, device, lower, check_installed),
+        variables=dict(the_arm.variables),
+        skip=skip_reason(stack, the_arm, common["axes"], device, lower, check_installed), **common,
     )  # fmt: skip
 
 
@@ -204,8 +219,9 @@ def skip_reason(
             return f"{', '.join(missing)} not installed: {stack.install or 'see the file of the stack'}"
     elif not the_arm.interpreter.exists():
         return f"interpreter {the_arm.interpreter} does not exist"
-    if "c++ compiler" in stack.needs and not compiler():
-        return "no C++ compiler found (g++ or clang++): apt-get install g++"
+    for need in stack.needs:
+        if not compiler(need):
+            return f"no {need} found: apt-get install build-essential"
     return None
 
 
@@ -220,12 +236,13 @@ def installed(name: str) -> bool:
     return True
 
 
-@lru_cache(maxsize=1)
-def compiler() -> str | None:
-    """The C++ compiler that Inductor would find: $CXX, g++ or clang++."""
+@lru_cache(maxsize=4)
+def compiler(need: str = "c++ compiler") -> str | None:
+    """The compiler there is of a language: $CXX or $CC, else a usual name. Inductor looks for C++'s alike."""
     import os
 
-    for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
+    variable, *names = registry.TOOLS[need]
+    for name in (os.environ.get(variable), *names):
         if name and shutil.which(name):
             return name
     return None
@@ -294,8 +311,11 @@ def write_atomic(path: Path, text: str) -> None:
     import os
 
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

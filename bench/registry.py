@@ -34,6 +34,7 @@ class Stack:
     devices: tuple[str, ...] = ("cpu", "cuda")
     options: Mapping[str, list[Any]] = dataclasses.field(default_factory=dict)
     variants: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=lambda: {"default": {}})
+    reordered: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # options: another order of sums
     axes: Mapping[str, Mapping[str, list[Any]]] = dataclasses.field(default_factory=dict)
     variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
     build: tuple[str, ...] = ()  # other languages: {dir} and {build} are filled in
@@ -41,6 +42,12 @@ class Stack:
     version: tuple[str, ...] = ()
 
 
+TOOLS = {  # what `needs` may name: the variable and the programs by which it is found
+    "c++ compiler": ("CXX", "g++", "clang++", "c++"),
+    "c compiler": ("CC", "cc", "gcc", "clang"),
+}
+LISTS = ("requires", "needs", "devices", "build", "argv", "version")
+DICTS = ("options", "variants", "axes", "variables")
 FIELDS = {f.name for f in dataclasses.fields(Stack)} - {"name", "domain", "file"}
 
 
@@ -52,6 +59,8 @@ def _literal(path: Path) -> dict[str, Any] | None:
         raise UserError(f"{path.name} is not Python that can be read: {error}") from None
     for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else []
+        if isinstance(node, ast.AnnAssign) and node.value is not None:
+            targets = [node.target]
         if any(isinstance(t, ast.Name) and t.id == "STACK" for t in targets):
             try:
                 value = ast.literal_eval(node.value)  # type: ignore[attr-defined]
@@ -80,13 +89,27 @@ def _load(path: Path, domain: str) -> Stack | None:
     if unknown:
         message = f"{path.name}: unknown key {unknown[0]!r} in STACK{did_you_mean(unknown[0], FIELDS)}"
         raise UserError(message, valid=sorted(FIELDS))
-    for key in ("requires", "needs", "devices", "build", "argv", "version"):
-        if key in row:
-            row[key] = tuple(row[key])
+    check_types(path.name, row)
+    row.update({key: tuple(row[key]) for key in LISTS if key in row})
     stack = Stack(name=path.stem.replace("_", "-"), domain=domain, file=path.resolve(), **row)
+    check_options(stack, stack.reordered, f"{path.name}: reordered")
     for variant, options in stack.variants.items():
         check_options(stack, options, f"{path.name}: variant {variant!r}")
     return stack
+
+
+def check_types(place: str, row: Mapping[str, Any]) -> None:
+    """Raises UserError for a list that is none, a table that is none, or a tool nobody can find."""
+    for key, value in row.items():
+        if key in LISTS and not (isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)):
+            raise UserError(f"{place}: {key} = {value!r}: must be a list of strings")
+        if key in DICTS and not isinstance(value, dict):
+            raise UserError(f"{place}: {key} = {value!r}: must be a table")
+        if key in ("role", "framework", "summary", "install") and not isinstance(value, str):
+            raise UserError(f"{place}: {key} = {value!r}: must be a string")
+    unknown = sorted(set(row.get("needs", [])) - set(TOOLS))
+    if unknown:
+        raise UserError(f"{place}: unknown tool {unknown[0]!r} in needs", valid=sorted(TOOLS))
 
 
 def check_options(stack: Stack, options: Mapping[str, Any], place: str) -> None:

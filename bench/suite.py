@@ -13,6 +13,8 @@ from bench import registry
 from bench.errors import UserError, did_you_mean
 
 STRICT = ConfigDict(extra="forbid", frozen=True)
+EXAMPLE = "see bench/suites/quick.toml"
+SETTING = "stackbench run quick --out DIR --set precision=bf16"
 
 
 class ArmSpec(BaseModel):
@@ -99,14 +101,20 @@ def load(
     try:
         table = tomllib.loads(file.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"suite {file.name} is not TOML: {error}") from None
+        raise UserError(f"suite {file.name} is not TOML: {error}", next_command=EXAMPLE) from None
+    except OSError as error:
+        raise UserError(f"suite {file}: {error.strerror}", next_command=EXAMPLE) from None
+    settings = list(settings)
     axes = apply_settings(table, settings)
     table.setdefault("name", file.stem)
-    table["path"] = [*table.get("path", []), *map(str, paths)]
+    own = table.get("path", [])
+    table["path"] = [*(own if isinstance(own, list) else [own]), *(str(path.resolve()) for path in paths)]
     try:
         return Suite.model_validate(table), axes
     except ValidationError as error:
-        raise explain(error, file.name) from None
+        key = str(error.errors()[0]["loc"][0])
+        given = next((s for s in settings if s.partition("=")[0] == key), None)
+        raise explain(error, f"--set {given}" if given else file.name) from None
 
 
 def apply_settings(table: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
@@ -117,11 +125,13 @@ def apply_settings(table: dict[str, Any], settings: Iterable[str]) -> dict[str, 
     for setting in settings:
         key, equals, text = setting.partition("=")
         keys = [*spec.AXES, *sorted(set(Suite.model_fields) - {"name", "matrix", "arms"})]
-        if not equals or key not in keys:
+        if not equals:
+            raise UserError(f"--set {setting}: no value: write KEY=VALUE", valid=keys, next_command=SETTING)
+        if key not in keys:
             raise UserError(
                 f"--set {setting}: {key!r} is no axis and no key of a suite{did_you_mean(key, keys)}",
                 valid=keys,
-                next_command="stackbench run quick --out DIR --set precision=bf16",
+                next_command=SETTING,
             )
         (axes if key in spec.AXES else table)[key] = parse_value(text)
     return axes
@@ -143,13 +153,13 @@ def explain(error: ValidationError, place: str) -> UserError:
     if first["type"] == "extra_forbidden":
         key = str(first["loc"][-1])
         valid = sorted(owner.model_fields)
-        return UserError(f"{place}: unknown key {where!r}{did_you_mean(key, valid)}", valid=valid)
+        message = f"{place}: unknown key {where!r}{did_you_mean(key, valid)}"
+        return UserError(message, valid=valid, next_command=EXAMPLE)
     if first["type"] == "missing":
-        return UserError(f"{place}: key {where!r} is missing", valid=sorted(owner.model_fields))
+        valid = sorted(owner.model_fields)
+        return UserError(f"{place}: key {where!r} is missing", valid=valid, next_command=EXAMPLE)
     shown = repr(first["input"])[:80]
-    return UserError(
-        f"{place}: {where} = {shown}: {first['msg']}", next_command="see bench/suites/quick.toml"
-    )
+    return UserError(f"{place}: {where} = {shown}: {first['msg']}", next_command=EXAMPLE)
 
 
 def owner_of(location: Sequence[int | str]) -> type[BaseModel]:
@@ -180,6 +190,7 @@ def arm(suite: Suite, name: str, stacks: Mapping[str, registry.Stack]) -> ArmSpe
         raise UserError(
             f"suite {suite.name}: stack {spec.stack} has no variant {spec.variant!r} (arm {name!r})",
             valid=sorted(stack_.variants),
+            next_command="stackbench plan quick",
         )
     registry.check_options(stack_, spec.options, f"suite {suite.name}: arm {name!r}")
     return spec

@@ -15,13 +15,15 @@ PROVENANCE = ("library.",)  # versions stand in the environment
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Differences:
-    """Facts of one group's manifests: `differing` by key and arm, `alike` by key."""
+    """Facts of one group's manifests: `differing` by key and arm; `partial`, where those arms that report the
+    fact agree; `alike` by key."""
 
     session: str
     group: str
     workload: str
     arms: tuple[str, ...]
     differing: Mapping[str, Mapping[str, str]]
+    partial: Mapping[str, Mapping[str, str]]
     alike: Mapping[str, str]
 
 
@@ -44,8 +46,17 @@ def differences(tables: Tables) -> list[Differences]:
         out.append(
             Differences(
                 session=session, group=name, workload=members[0]["workload"] or "", arms=arms,
-                differing={k: v for k, v in table.items() if len(set(v.values())) > 1},
-                alike={k: next(iter(v.values())) for k, v in table.items() if len(set(v.values())) == 1},
+                differing={k: v for k, v in table.items() if kind_of(v) == "differing"},
+                partial={k: v for k, v in table.items() if kind_of(v) == "partial"},
+                alike={k: next(iter(v.values())) for k, v in table.items() if kind_of(v) == "alike"},
             )
         )  # fmt: skip
-    return out
+    rank = {(c["session"], c["group"]): i for i, c in reversed(list(enumerate(cases.values())))}
+    return sorted(out, key=lambda d: rank[d.session, d.group])
+
+
+def kind_of(values: Mapping[str, str]) -> str:
+    """differing | partial | alike"""
+    if len(set(values.values())) == 1:
+        return "alike"
+    return "partial" if len(set(values.values()) - {NOT_REPORTED}) == 1 else "differing"

@@ -89,7 +89,9 @@ class CaseSummary:
     @property
     def measured(self) -> bool:
         """A timed value, or in a `cold` suite, which times no rounds, a compilation."""
-        return self.timed or (self.caches == "cold" and self.compile_cold_s is not None)
+        return self.timed or (
+            self.caches == "cold" and self.compile_cold_s is not None and self.status == "ok"
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -163,6 +165,8 @@ def summarize_case(case: Row, facts: Facts, price_per_hour: float | None) -> Cas
     step = step_interval(used, interrupted=not whole and bool(good))
     failed = [run for run in runs if run["status"] != "ok" and run["reason"] != "interrupted"]
     cold = [facts.metrics.get(run["run_id"], {}) for run in facts.cold.get(key, []) if run["status"] == "ok"]
+    if case["gate"] != "ok":
+        cold = []
     status, reason = status_of(case, session, good, runs, failed, cold)
     seeded = [facts.metrics.get(p.run_id, {}).get("first_step_s") for p in used]
     steps = [p.step_s for p in used]

@@ -103,9 +103,10 @@ def body(tables: Tables, analysis: Analysis) -> Iterator[str]:
     yield figure(mfu, analysis, look)
     yield figure(energy, analysis, look)
     yield figure(parity, analysis, look, sections.parity(analysis, look))
-    if analysis.differences:
+    differences = sections.differences(analysis)
+    if differences:
         text = "Facts that each worker reported of what it really ran."
-        yield section("Where the stacks differ", sections.differences(analysis), text)
+        yield section("Where the stacks differ", differences, text)
     if analysis.failures:
         yield section("Not timed, or left out", sections.failures(analysis.failures))
     if analysis.notes:

@@ -12,6 +12,8 @@ from bench.report import words
 from bench.report.words import plain
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from bench.report.terminal import Printer
 
 History = Mapping[str, Mapping[str, float]]
@@ -29,19 +31,7 @@ def show(plan: planning.Plan, *, price_per_hour: float | None, as_json: bool) ->
         return 0
     from rich.console import Console
 
-    from bench.report.terminal import Printer
-
-    out = Printer(Console(highlight=False, markup=False, emoji=False))
-    header(out, found)
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for case in found["cases"]:
-        heading = f"{plain(case['workload'], 80)}: {words.conditions(case['axes'])}"
-        groups.setdefault((case["group"], heading), []).append(case)
-    for (_, heading), cases in groups.items():
-        out.heading(heading)
-        for case in cases:
-            entry(out, case, found["device"]["kind"])
-    totals(out, found["totals"])
+    print_plan(found, Console(highlight=False, markup=False, emoji=False))
     return 0
 
 
@@ -97,6 +87,22 @@ def totals_document(
 
 
 # -------------------------------------------------------------------------------------------- the terminal
+def print_plan(found: Mapping[str, Any], console: Console) -> None:
+    from bench.report.terminal import Printer
+
+    out = Printer(console)
+    header(out, found)
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for case in found["cases"]:
+        heading = f"{plain(case['workload'], 80)}: {words.conditions(case['axes'])}"
+        groups.setdefault((case["group"], heading), []).append(case)
+    for (_, heading), cases in groups.items():
+        out.heading(heading)
+        for case in cases:
+            entry(out, case, found["device"]["kind"])
+    totals(out, found["totals"])
+
+
 def header(out: Printer, found: Mapping[str, Any]) -> None:
     description = f": {plain(found['description'])}" if found["description"] else ""
     out.line(f"{plain(found['suite'], 60)}{description}", style="bold", hang=2)

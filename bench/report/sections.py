@@ -14,7 +14,7 @@ from bench.analyze.ratios import Comparison, groups
 from bench.analyze.summary import CaseSummary
 from bench.report import environment, words
 from bench.report.figures.style import Look
-from bench.report.terminal import comparisons_of, merged
+from bench.report.terminal import comparisons_of, merged, partial_facts
 from bench.stats import Interval
 from bench.store import Tables
 
@@ -173,6 +173,7 @@ def rates(value: Interval) -> str:
 def break_even(analysis: Analysis, look: Look) -> str:
     """One row an arm: what a step saves, and what compiling costs and when it pays, cold and seeded."""
     stacks = {(c.session, c.group, c.arm): c.stack for c in analysis.cases}
+    labels = words.labels(analysis.cases)
     found: dict[tuple[str, str, str], dict[str, BreakEven]] = {}
     for row in analysis.break_even:
         found.setdefault((row.session, row.group, row.arm), {})[row.cache] = row
@@ -182,13 +183,12 @@ def break_even(analysis: Analysis, look: Look) -> str:
         saved = one.saved_s_per_step
         cells = [td(NONE if saved is None else f"{words.number(1e3 * saved, 3)} ms")]
         for cache in ("cold", "seeded"):
-            cells += [
-                td(words.seconds(rows[cache].extra_compile_s)),
-                f"<td>{e(words.pays_off(rows[cache]))}</td>",
-            ]
+            row = rows[cache]
+            cells += [td(words.seconds(row.extra_compile_s)), f"<td>{e(words.pays_off(row))}</td>"]
         body.append(
             f'<tr><th scope="row">{swatch(look, stacks.get(key, ""))}{e(one.arm, 80)}</th>'
-            f"<td>{e(one.workload, 80)}</td><td>{e(one.baseline, 80)}</td>{''.join(cells)}</tr>"
+            f"<td>{e(labels[one.session, one.group], 120)}</td><td>{e(one.baseline, 80)}</td>"
+            f"{''.join(cells)}</tr>"
         )
     head = [th("arm"), th("workload"), th("baseline"), th("saved a step", n=True),
             th("extra compile", n=True, small="cold caches"), th("pays off", small="cold caches"),
@@ -200,6 +200,7 @@ def break_even(analysis: Analysis, look: Look) -> str:
 def parity(analysis: Analysis, look: Look) -> str:
     """Worst distance of every case and measure."""
     measures = list(dict.fromkeys(d.measure for d in analysis.parity))
+    labels = words.labels(analysis.cases)
     rows: dict[tuple[str, str], dict[str, Distance]] = {}
     for d in analysis.parity:
         rows.setdefault((d.session, d.case_id), {})[d.measure] = d
@@ -217,7 +218,7 @@ def parity(analysis: Analysis, look: Look) -> str:
             cells.append(f'<td class="n{bad}" title="{what}">{e(words.number(d.distance, 2))}</td>')
         body.append(
             f'<tr><th scope="row">{swatch(look, first.stack)}{e(first.arm, 80)}</th>'
-            f"<td>{e(first.workload, 80)}</td>{''.join(cells)}</tr>"
+            f"<td>{e(labels[first.session, first.group], 120)}</td>{''.join(cells)}</tr>"
         )
     head = [th("arm"), th("workload"), *(th(m.replace("_", " "), n=True) for m in measures)]
     return table(head, f"<tbody>{''.join(body)}</tbody>", "Parity distances") if body else ""
@@ -225,10 +226,15 @@ def parity(analysis: Analysis, look: Look) -> str:
 
 def differences(analysis: Analysis) -> str:
     parts = []
-    for names, group in merged(analysis.differences):
-        parts.append(f"<h3>{e(', '.join(names), 300)}</h3>")
+    for names, group in merged(analysis):
+        parts.append(f"<h3>{e('; '.join(names), 300)}</h3>")
         if group.differing:
             parts.append(facts_table(group, group.differing, f"Differences, {names[0]}"))
+        if group.partial:
+            text = ", ".join(partial_facts(group))
+            parts.append(
+                f'<p class="hint">Reported by some only ({len(group.partial)}): {e(text, 3000)}.</p>'
+            )
         if group.alike:
             keys = ", ".join(group.alike)
             parts.append(f'<p class="hint">Alike in all ({len(group.alike)}): {e(keys, 3000)}.</p>')
@@ -248,10 +254,11 @@ def facts_table(group: Differences, facts: Any, name: str) -> str:
 def manifests(analysis: Analysis) -> str:
     """Every fact of every arm, collapsed."""
     out = []
-    for names, group in merged(analysis.differences):
-        everything = {k: dict.fromkeys(group.arms, v) for k, v in group.alike.items()} | dict(group.differing)
+    for names, group in merged(analysis, least=1):
+        everything = {k: dict.fromkeys(group.arms, v) for k, v in group.alike.items()} | dict(group.partial)
+        everything |= dict(group.differing)
         body = facts_table(group, dict(sorted(everything.items())), f"Manifest, {names[0]}")
-        out.append(f"<details><summary>Manifest: {e(', '.join(names), 200)}</summary>{body}</details>")
+        out.append(f"<details><summary>Manifest: {e('; '.join(names), 200)}</summary>{body}</details>")
     return "".join(out)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bench.analyze import Analysis
 from bench.analyze.break_even import BreakEven
-from bench.analyze.differences import Differences
+from bench.analyze.differences import NOT_REPORTED, Differences
 from bench.analyze.parity import Distance
 from bench.analyze.ratios import Comparison, groups
 from bench.analyze.summary import CaseSummary
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 NARROW = 72  # below it, cards instead of columns
 LONGEST_LIST = 40
+MANY = 12  # cases: beyond it one measure a case
+MOST_GROUPS = 3  # whose differences are printed
 COLOURS = {"ok": "green", "failed": "red", "not comparable": "red", "skipped": "yellow", "unreadable": "red"}
 
 
@@ -85,9 +87,12 @@ def show_report(
             out.console.print()
         results(out, cases, price=price)
     pay_off(out, analysis)
-    for group in merged(analysis.differences):
-        differences(out, *group)
-    parity(out, analysis.parity)
+    found = merged(analysis)
+    for names, group in found[:MOST_GROUPS]:
+        differences(out, names, group)
+    if len(found) > MOST_GROUPS:
+        out.line(f"… and {len(found) - MOST_GROUPS} more groups of cases; the page has them all", indent=2)
+    parity(out, analysis)
     failures(out, analysis.failures)
     if analysis.notes:
         out.heading("Notes")
@@ -140,23 +145,25 @@ def title(case: CaseSummary, analysis: Analysis) -> str:
 
 # --------------------------------------------------------------------------------------------------- results
 def results(out: Printer, cases: Sequence[CaseSummary], *, price: bool) -> None:
-    """The table of one workload; a case without a time shows its reason instead."""
-    if out.narrow:
-        for case in cases:
-            card(out, case, price=price)
-        return
+    """The table of one workload, or cards where it does not fit; a case without a time shows its reason."""
     mfu = any(c.mfu.estimate is not None for c in cases)
     head = ["", "status", "ms a step", "tokens/s", "compile s"]
     head += ["MFU"] if mfu else []
     head += ["$/Gtok"] if price else []
     rows = [table_row(case, mfu=mfu, price=price) for case in cases]
-    widths = [max(len(row[i]) for row in [head, *(r for r in rows if len(r) > 3)]) for i in range(len(head))]
-    widths[0] = min(max([len(row[0]) for row in rows] + [4]), max(12, out.width // 3))
-    widths[1] = max(len(row[1]) for row in [head, *rows])
-    out.line(joined(head, widths), style="dim")
+    full = [head, *(row for row in rows if len(row) == len(head))]
+    widths = [max(len(row[i]) for row in full) for i in range(len(head))]
+    room = out.width - sum(widths[1:]) - 2 * (len(widths) - 1)
+    widths[0] = min(max(len(row[0]) for row in rows), max(room, 0), 40)
+    if out.narrow or widths[0] < min(14, max(len(row[0]) for row in rows)):
+        for case in cases:
+            card(out, case, price=price)
+        return
+    if len(full) > 1:
+        out.line(joined(head, widths), style="dim")
     for case, row in zip(cases, rows, strict=True):
         print_row(out, case, row, widths)
-    if any(c.compile_cold_s is not None or c.compile_seeded_s is not None for c in cases):
+    if any(c.measured for c in cases):
         out.line("compile s: with cold caches / with seeded caches", style="dim", indent=widths[0] + 2)
 
 
@@ -185,7 +192,7 @@ def print_row(out: Printer, case: CaseSummary, row: Sequence[str], widths: Seque
     prefix.append(row[1], style=COLOURS.get(case.status, ""))
     start = widths[0] + widths[1] + 4
     if len(row) == 3:
-        out.line(row[2], hang=start, prefix=prefix)
+        out.line(row[2], hang=max(start, widths[0] + len(row[1]) + 4), prefix=prefix)
         return
     cells = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
     prefix.pad_right(max(0, start - prefix.cell_len))
@@ -224,32 +231,46 @@ def pay_off(out: Printer, analysis: Analysis) -> None:
     if not found:
         return
     out.heading("Compiling pays off")
+    labels = words.labels(analysis.cases)
     for rows in list(found.values())[:LONGEST_LIST]:
         one = rows[0]
         times = ", ".join(f"{words.pays_off(row)} with {row.cache} caches" for row in rows)
         arms = f"{plain(one.arm, 60)} overtakes {plain(one.baseline, 60)}"
-        out.line(f"{plain(one.workload, 60)}: {arms} {times}", hang=2)
+        out.line(f"{labels[one.session, one.group]}: {arms} {times}", hang=2)
 
 
 # --------------------------------------------------------------------------------------- the fairness of it
-def merged(found: Sequence[Differences]) -> list[tuple[list[str], Differences]]:
-    """Groups whose manifests say the same, once, with all their names."""
+def merged(analysis: Analysis, least: int = 2) -> list[tuple[list[str], Differences]]:
+    """Groups of at least so many arms; those whose manifests say the same once, with all their names."""
+    labels = words.labels(analysis.cases)
     out: list[tuple[list[str], Differences]] = []
-    for one in found:
-        name = plain(one.workload, 60)
+    for one in analysis.differences:
+        if len(one.arms) < least:
+            continue
+        name = labels.get((one.session, one.group), plain(one.workload, 60))
         for names, other in out:
-            if (one.arms, one.differing, one.alike) == (other.arms, other.differing, other.alike):
-                if name not in names:
-                    names.append(name)
+            same = (one.differing, one.partial, one.alike)
+            if one.arms == other.arms and same == (other.differing, other.partial, other.alike):
+                names.append(name)
                 break
         else:
             out.append(([name], one))
     return out
 
 
+def partial_facts(group: Differences) -> list[str]:
+    """`graph_breaks (torch-compile: 0)`"""
+    found = []
+    for key, values in group.partial.items():
+        arms = [plain(arm, 40) for arm in group.arms if values[arm] != NOT_REPORTED]
+        value = next(v for v in values.values() if v != NOT_REPORTED)
+        found.append(f"{plain(key, 60)} ({', '.join(arms)}: {plain(value, 60)})")
+    return found
+
+
 def differences(out: Printer, names: Sequence[str], group: Differences) -> None:
     """Keys whose values differ, each value with the arms that hold it; the rest in one line."""
-    out.heading(f"Where the stacks differ: {', '.join(names)}")
+    out.heading(f"Where the stacks differ: {plain('; '.join(names), 300)}")
     for key, values in list(group.differing.items())[:LONGEST_LIST]:
         out.line(plain(key, 80), style="bold", indent=2)
         holders: dict[str, list[str]] = {}
@@ -260,28 +281,39 @@ def differences(out: Printer, names: Sequence[str], group: Differences) -> None:
     more = len(group.differing) - LONGEST_LIST
     if more > 0:
         out.line(f"… and {more} more; the page has them all", indent=2)
+    if group.partial:
+        text = plain(", ".join(partial_facts(group)), 1000)
+        out.line(f"reported by some only ({len(group.partial)}): {text}", style="dim", indent=2, hang=4)
     if group.alike:
         keys = [plain(key, 60) for key in group.alike]
         shown = ", ".join(keys[:LONGEST_LIST]) + (" …" if len(keys) > LONGEST_LIST else "")
         out.line(f"alike in all ({len(keys)}): {shown}", style="dim", indent=2, hang=4)
 
 
-def parity(out: Printer, found: Sequence[Distance]) -> None:
-    """The worst distance of every measure, case by case: error as a share of its tolerance."""
+def parity(out: Printer, analysis: Analysis) -> None:
+    """The worst distance of every measure, case by case, or of every case where there are many."""
+    found = analysis.parity
     if not found:
         return
     out.heading("Parity: worst error / tolerance (above 1 is other work)")
+    labels = words.labels(analysis.cases)
     cases: dict[tuple[str, str], list[Distance]] = {}
     for distance in found:
         cases.setdefault((distance.session, distance.case_id), []).append(distance)
-    width = min(max(len(plain(f"{d.workload} {d.arm}", 60)) for d in found) + 2, 40)
-    for rows in cases.values():
-        shown = " · ".join(f"{plain(d.measure, 40)} {words.number(d.distance, 2)}" for d in rows)
-        out.pair(plain(f"{rows[0].workload} {rows[0].arm}", 60), shown, width=width)
-        bad = [d for d in rows if not d.distance <= 1]
-        for d in bad[:3]:
+    named = [
+        (f"{labels[rows[0].session, rows[0].group]} {plain(rows[0].arm, 60)}", rows)
+        for rows in cases.values()
+    ]
+    width = min(max(len(name) for name, _ in named) + 2, 44)
+    for name, rows in named[: 2 * LONGEST_LIST]:
+        shown = rows if len(cases) <= MANY else [max(rows, key=lambda d: d.distance)]
+        text = " · ".join(f"{plain(d.measure, 40)} {words.number(d.distance, 2)}" for d in shown)
+        out.pair(plain(name, 120), text, width=width)
+        for d in [d for d in rows if not d.distance <= 1][:3]:
             what = f"{plain(d.measure, 40)} of {plain(d.parameter, 80)}"
             out.line(f"{what}: {d.error:.2e}, tolerance {d.tolerance:.2e}", style="red", indent=4, hang=6)
+    if len(named) > 2 * LONGEST_LIST:
+        out.line(f"… and {len(named) - 2 * LONGEST_LIST} more cases; the page has them all", indent=2)
 
 
 def failures(out: Printer, found: Sequence[dict[str, str]]) -> None:

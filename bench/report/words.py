@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from bench.analyze.break_even import BreakEven
 from bench.analyze.ratios import Comparison
+from bench.analyze.summary import CaseSummary
 from bench.stats import Interval
 from stacks.train import spec
 
@@ -139,8 +140,28 @@ def pays_off(row: BreakEven) -> str:
         return plain(row.reason)
     if row.steps < 1:
         return "from the first step"
-    ends = f" ({count(row.low)}–{count(row.high)})" if row.low is not None else ""
+    ends = f" ({count(row.low)}–{count(row.high)})" if row.low is not None else " (no interval)"
     return f"after {count(row.steps)} steps{ends}"
+
+
+def labels(cases: Sequence[CaseSummary]) -> dict[tuple[str, str], str]:
+    """The shortest name of every group, by session and group: its workload, and the axes that tell it from
+    others of the same workload; the session where there are several."""
+    groups = {(case.session, case.group): case for case in cases}
+    several = len({session for session, _ in groups}) > 1
+    found = {}
+    for key, case in groups.items():
+        alike = [c.axes for c in groups.values() if (c.session, c.workload) == (case.session, case.workload)]
+        telling = [n for n in case.axes if len({repr(axes.get(n)) for axes in alike}) > 1]
+        telling = [n for n in telling if n not in spec.AXES or case.axes[n] != spec.AXES[n].default]
+        if len(alike) > 1 and not telling:
+            telling = [n for n in ("precision",) if n in case.axes]
+        parts = [
+            plain(case.axes[n], 20) if n == "precision" else f"{n} {plain(case.axes[n], 20)}" for n in telling
+        ]
+        session = f" [{plain(case.session, 40)}]" if several else ""
+        found[key] = plain(", ".join([plain(case.workload, 60), *parts]), 110) + session
+    return found
 
 
 def conditions(axes: Mapping[str, Any]) -> str:

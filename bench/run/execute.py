@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -30,7 +31,9 @@ def seconds(text: str) -> float:
     """`90`, `90s`, `9m`, `1.5h` as seconds. Raises UserError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
     if not match:
-        raise UserError(f"--time-budget {text!r} is no duration", valid=["90s", "9m", "1.5h"])
+        valid = ["90s", "9m", "1.5h"]
+        message = f"--time-budget {text!r} is no duration"
+        raise UserError(message, valid=valid, next_command="--time-budget 9m")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
@@ -102,7 +105,8 @@ def measured_memory(artifact: Path, metric: str) -> float:
         rows = [json.loads(line) for line in lines if metric in line]
     except (OSError, ValueError):
         return 0.0
-    return max((float(row["value"]) for row in rows if row.get("metric") == metric and row["value"]), default=0.0)
+    values = [float(row["value"]) for row in rows if row.get("metric") == metric and row["value"]]
+    return max(values, default=0.0)
 
 
 # --------------------------------------------------------------------------------------------- execution
@@ -115,21 +119,35 @@ def execute(
     known = history(plan.device)
     announce(plan, known, quiet=as_json)
     if not plan.groups:
-        print(f"stackbench: every case is skipped; see: stackbench plan {plan.suite['name']}", file=sys.stderr)
+        again = f"stackbench plan {plan.suite['name']}"
+        print(f"stackbench: every case is skipped; see: {again}", file=sys.stderr)
         return 4
-    plan = local.begin(plan, out, resume=resume)
+    fresh = not (out / "plan.json").exists()
+    try:
+        plan = local.begin(plan, out, resume=resume)
+    except OSError as error:
+        raise UserError(
+            f"--out {out}: {error.strerror}", next_command=f"stackbench run {plan.suite['name']} --out DIR"
+        ) from None
     bar = progress.Progress(known, quiet=as_json)
-    with local.locked(out):
+    with local.locked(out), local.terminable():
         start = time.time()
         try:
-            result = local.run(
-                plan, out, time_budget_s=time_budget_s, progress=bar, cache_dir=cache_dir()
-            )
+            result = local.run(plan, out, time_budget_s=time_budget_s, progress=bar, cache_dir=cache_dir())
+        except UserError:
+            forget(out, fresh)
+            raise
         finally:
             bar.end()
         write_wall(out, result, start)
         remember(out, known, plan.device)
     return conclude(plan, out, result, as_json=as_json)
+
+
+def forget(out: Path, fresh: bool) -> None:
+    """Input was refused before anything ran: a directory that this run began is as it was before."""
+    if fresh and not (out / "artifacts").exists():
+        shutil.rmtree(out, ignore_errors=True)
 
 
 def announce(plan: planning.Plan, known: dict[str, dict[str, float]], *, quiet: bool) -> None:
@@ -186,7 +204,8 @@ def conclude(plan: planning.Plan, out: Path, result: Any, *, as_json: bool) -> i
         print(f"not timed: {case_id}: {reason}", file=sys.stderr)
     print(
         f"{result.status}: {len(timed)} timed observations in {result.wall_s:.0f} s; workers "
-        f"{result.workers_s / result.wall_s:.1%}, input preparation {result.preparation_s / result.wall_s:.1%}, "
+        f"{result.workers_s / result.wall_s:.1%}, "
+        f"input preparation {result.preparation_s / result.wall_s:.1%}, "
         f"harness {result.harness_share:.1%}",
         file=sys.stderr,
     )
@@ -217,20 +236,22 @@ def show_status(directory: Path, *, as_json: bool) -> int:
     try:
         plan = planning.from_json(json.loads((directory / "plan.json").read_text()))
         session = json.loads((directory / "session.json").read_text())["session"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{directory} is no results directory: {error}", next_command="stackbench run quick --out DIR"
-        ) from None
-    done, _ = local.completed_rounds(plan, directory, session)
-    rounds = plan.suite["rounds"] if plan.suite["caches"] != "cold" else 0
-    table = {
-        group: {
-            "gate": (directory / "gates" / f"{session}.{group}.json").exists(),
-            "rounds": sum(1 for g, _ in done if g == group),
-            "planned": rounds,
+        done, _ = local.completed_rounds(plan, directory, session)
+        rounds = plan.suite["rounds"] if plan.suite["caches"] != "cold" else 0
+        table = {
+            group: {
+                "gate": (directory / "gates" / f"{session}.{group}.json").exists(),
+                "rounds": sum(1 for g, _ in done if g == group),
+                "planned": rounds,
+            }
+            for group in plan.groups
         }
-        for group in plan.groups
-    }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{directory} is no results directory: plan.json or session.json cannot be read: {reason}",
+            next_command="stackbench run quick --out DIR",
+        ) from None
     if as_json:
         print(json.dumps({"session": session, "groups": table}))
         return 0

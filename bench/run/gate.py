@@ -299,10 +299,11 @@ def run_reordered(
         axes["accumulation"] *= 2
     if spec.tokens_per_step(axes) // axes["accumulation"] % spec.LOSS_CHUNKS == 0:
         axes["loss"] = "chunked"
+    options = {**case.options, **gate.context.stacks[case.stack].reordered}
     with tempfile.TemporaryDirectory() as scratch:
         row = gate.observe(
             Request(
-                case=case, kind="parity", cache=Path(scratch), cache_state="cold",
+                case=case, kind="parity", cache=Path(scratch), cache_state="cold", options=options,
                 model=dataclasses.asdict(model), axes=axes, role="timed shape, re-ordered",
                 parity={"steps": gate.steps(), "routing_in": routing},
             )

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,19 @@ class Result:
     def harness_share(self) -> float:
         spent = self.workers_s + self.preparation_s
         return max(0.0, 1 - spent / self.wall_s) if self.wall_s else 0.0
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM, as a queue sends it, means what Ctrl-C means: the round is interrupted, its rows stay."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -85,6 +99,14 @@ def begin(plan: planning.Plan, out: Path, *, resume: bool) -> planning.Plan:
         raise UserError(
             f"--resume: {out} holds other cases than this suite and options give",
             valid=[f"differs: {x}" for x in only],
+            next_command=f"stackbench run {plan.suite['name']} --out {out} --resume with the same options",
+        )
+    free = ("rounds", "name", "description", "price_per_hour", "matrix")  # the cases say what matrix says
+    changed = [k for k in plan.suite if k not in free and plan.suite[k] != old.suite.get(k)]
+    if changed:
+        raise UserError(
+            f"--resume: {out} was measured with other settings than this suite and options give",
+            valid=[f"{k} = {old.suite.get(k)!r} there, {plan.suite[k]!r} here" for k in changed],
             next_command=f"stackbench run {plan.suite['name']} --out {out} --resume with the same options",
         )
     return dataclasses.replace(old, suite={**old.suite, "rounds": plan.suite["rounds"]})
@@ -145,7 +167,7 @@ def overlap(out: Path, known: set[str]) -> float:
     for a, b in sorted(spans):
         union += max(0.0, b - max(a, end))
         end = max(end, b)
-    return total - union
+    return float(total - union)
 
 
 # ------------------------------------------------------------------------------------------- the session

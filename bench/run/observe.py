@@ -222,7 +222,7 @@ def finish(
     stored.pop("lr")
     stored.pop("parameters")
     (directory / "job.json").write_text(json.dumps(stored))
-    if row["kind"] == "timed":
+    if row["kind"] == "timed" and row["status"] == protocol.STATUS_OK:
         write_pyperf(directory / "pyperf.json", row, messages)
     (directory / DONE).write_text(json.dumps(context.scrubber.value(dict(row))))
     for path in (*directory.iterdir(), directory):

@@ -43,6 +43,12 @@ class Model:
     cpu: Mapping[str, int] = dataclasses.field(default_factory=dict, hash=False)  # axis defaults on a CPU
 
     def __post_init__(self) -> None:
+        for key in ("layers", "d_model", "heads", "vocab", "sequence", "batch"):
+            value = getattr(self, key)
+            if type(value) is not int or value < (key != "layers"):
+                raise ValueError(f"model {self.name}: {key} = {value!r}; valid: a positive whole number")
+        if unknown := sorted(set(self.cpu) - {"batch", "sequence"}):
+            raise ValueError(f"model {self.name}: cpu.{unknown[0]}; valid: batch, sequence")
         object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
         object.__setattr__(self, "d_ff", self.d_ff or 4 * self.d_model)
         if self.family not in ("gpt2", "llama", "moe"):
@@ -79,12 +85,15 @@ def load_models(path: Path) -> dict[str, Model]:
     fields = {f.name for f in dataclasses.fields(Model)} - {"name"}
     models = {}
     for name, row in table.items():
+        if not isinstance(row, dict):
+            raise ValueError(f"{path.name}: {name} = {row!r} is no table; valid: {sorted(fields)}")
         unknown = sorted(set(row) - fields)
         if unknown:
-            raise ValueError(f"{path.name}: model {name}: unknown key {unknown[0]!r}; valid: {sorted(fields)}")
+            place = f"{path.name}: model {name}"
+            raise ValueError(f"{place}: unknown key {unknown[0]!r}; valid: {sorted(fields)}")
         try:
             models[name] = Model(name=name, **row)
-        except TypeError as error:
+        except (TypeError, ValueError, ZeroDivisionError) as error:
             raise ValueError(f"{path.name}: model {name}: {error}") from None
     return models
 
@@ -392,7 +401,7 @@ def _axis_value(name: str, axis: Axis, value: Any) -> Any:
             raise ValueError(f"axis {name} = {value!r}; valid values: {', '.join(axis.values)}")
         return value
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or (axis.kind is int and value != int(value)):
+    if not number or (axis.kind is int and value % 1 != 0):
         raise ValueError(f"axis {name} = {value!r}; valid: a number of type {axis.kind.__name__}")
     if not axis.at_least <= value < axis.below:
         upper = "" if axis.below == math.inf else f" and below {axis.below:g}"

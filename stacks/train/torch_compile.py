@@ -29,8 +29,9 @@ STACK = {
     "options": {
         "mode": ["default", "max-autotune-no-cudagraphs", "reduce-overhead"],
         "optimizer": ["fused", "foreach", "compiled"],
-        "clip": ["apart", "folded"],
+        "clip": ["apart", "folded", "blocked"],
     },
+    "reordered": {"clip": "blocked"},
     "variants": {
         "default": {"mode": "default", "optimizer": "fused", "clip": "apart"},
         "tuned": {"mode": "max-autotune-no-cudagraphs", "optimizer": "compiled", "clip": "apart"},

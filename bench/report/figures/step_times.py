@@ -21,6 +21,7 @@ CAPTION = (
     "warm-up, kept but not counted; ›: a warm-up beyond the axis; vertical stroke: median of the process."
 )
 MOST_PROCESSES = 24
+LOGARITHMIC = 5.0  # where the slowest value is so many times the fastest
 
 
 def draw(analysis: Analysis, wide: bool) -> Figure | None:
@@ -35,7 +36,6 @@ def draw(analysis: Analysis, wide: bool) -> Figure | None:
         for panel, members in zip(axes, chosen, strict=True):
             rows(panel, members, look, wide)
             panel.set_title(titles[members[0].session, members[0].group])
-            panel.set_xlabel("milliseconds a step")
     return figure
 
 
@@ -51,7 +51,7 @@ def limits(members: Sequence[CaseSummary]) -> tuple[float, float]:
     high = min(max(1e3 * s for _, s in series), max(timed) + room)
     low = max(min(1e3 * s for _, s in series), min(timed) - room)
     pad = 0.03 * (high - low) or 0.05 * high
-    return max(0.0, low - pad), high + pad
+    return max(0.9 * low, low - pad), high + pad
 
 
 def rows(panel: Axes, members: Sequence[CaseSummary], look: style.Look, wide: bool) -> None:
@@ -67,7 +67,8 @@ def rows(panel: Axes, members: Sequence[CaseSummary], look: style.Look, wide: bo
         timed = [(x, at) for x, at, warm in marks if not warm]
         panel.plot([x for x, _ in near], [at for _, at in near], marker, markerfacecolor=style.PAPER,
                    markeredgecolor=colour, markersize=3, markeredgewidth=0.7, alpha=0.7)  # fmt: skip
-        panel.plot([high] * len(far), far, ">", color=colour, markersize=3.2, alpha=0.7, clip_on=False)
+        if far:  # an empty unclipped line would upset the layout
+            panel.plot([high] * len(far), far, ">", color=colour, markersize=3.2, alpha=0.7, clip_on=False)
         panel.plot([x for x, _ in timed], [at for _, at in timed], marker, color=colour, markersize=3,
                    markeredgewidth=0, alpha=0.75)  # fmt: skip
         panel.plot([1e3 * p.step_s for p in chosen], lines, "|", color=style.INK, markersize=5,
@@ -76,8 +77,15 @@ def rows(panel: Axes, members: Sequence[CaseSummary], look: style.Look, wide: bo
         y = lines[-1] + 3.4
     panel.set_yticks(ticks, [style.label(case.arm, wide) for case in members])
     panel.set_ylim(y - 2.4, -1)
+    if low > 0 and high / low > LOGARITHMIC:
+        panel.set_xscale("log")
+        panel.set_xlabel("milliseconds a step (logarithmic)")
+        panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        panel.xaxis.minorticks_off()
+    else:
+        panel.set_xlabel("milliseconds a step")
+        panel.locator_params(axis="x", nbins=7 if wide else 4)
     panel.set_xlim(low, high)
-    panel.locator_params(axis="x", nbins=7 if wide else 4)
 
 
 def alt(analysis: Analysis) -> str:

@@ -99,14 +99,16 @@ def tick(value: float) -> str:
 
 def titles(cases: Sequence[CaseSummary], wide: bool) -> dict[tuple[str, str], str]:
     """What stands over a panel, by session and group."""
+    short = {key: plain(label, 42) for key, label in words.labels(cases).items()}
+    if not wide:
+        return short
     several = len({case.session for case in cases}) > 1
-    found: dict[tuple[str, str], str] = {}
+    long: dict[tuple[str, str], str] = {}
     for case in cases:
-        detail = words.conditions(case.axes) if wide else case.precision
         session = f" [{plain(case.session, 20)}]" if several else ""
-        name = f"{plain(case.workload, 40)}, {detail}{session}"
-        found.setdefault((case.session, case.group), plain(name, 76 if wide else 40))
-    return found
+        name = f"{plain(case.workload, 40)}, {words.conditions(case.axes)}{session}"
+        long.setdefault((case.session, case.group), plain(name, 76))
+    return long
 
 
 def label(text: str, wide: bool) -> str:
