@@ -65,7 +65,8 @@ def _literal(path: Path) -> dict[str, Any] | None:
             try:
                 value = ast.literal_eval(node.value)  # type: ignore[attr-defined]
             except ValueError:
-                raise UserError(f"{path.name}: STACK must be a literal: it is read without running the file")
+                message = f"{path.name}: STACK must be a literal: it is read without running the file"
+                raise UserError(message) from None
             if not isinstance(value, dict):
                 raise UserError(f"{path.name}: STACK must be a dictionary, not {type(value).__name__}")
             return value

@@ -38,7 +38,7 @@ TABLES: Final[dict[str, dict[str, str]]] = {
         "run_id": TEXT, "parent_run_id": TEXT, "kind": TEXT, "role": TEXT, "case_id": TEXT, "group": TEXT,
         "workload": TEXT, "stack": TEXT, "arm": TEXT, "axes": TEXT, "env_id": TEXT, "session": TEXT,
         "round_id": TEXT, "round_index": INT, "order": INT, "cache": TEXT, "cache_id": INT,
-        "cache_changes": INT, "steps_per_value": INT, "status": TEXT, "reason": TEXT, "complete": FLAG,
+        "cache_changes": INT, "steps_per_value": INT, "status": TEXT, "reason": TEXT, "complete": FLAG, "superseded": FLAG,
         "tokens_per_step": INT, "flops_per_step": INT, "started": TEXT, "wall_s": REAL, "exit": INT,
         "device_uuid": TEXT, "schema_version": INT,
     },

@@ -15,9 +15,9 @@ from typing import Any, Final
 from bench import artifacts, plan, protocol, schema
 from bench.artifacts import Problem, compact, flag, integer, real, rows, table, text
 from bench.errors import UserError
+from bench.run import rounds
 
 UNKNOWN: Final = "unknown"  # session of what could not be read
-GIVE_UP_AFTER: Final = 2  # as in bench.run.rounds
 Row = dict[str, Any]
 
 
@@ -202,13 +202,11 @@ def mark_complete(draft: Draft) -> None:
     for row in timed:
         if row["case_id"] not in planned:
             draft.problem(row["session"], f"artifacts/{row['run_id']}", "its case is not in plan.json")
-    failures: dict[tuple[str, str], int] = {}
+    lost = {s: rounds.given_up(timed, s) for s in {row["session"] for row in timed}}
+    replaced = rounds.superseded(timed)
     seen: dict[tuple[str, str | None], set[str]] = {}
     members: dict[tuple[str, str], set[str]] = {}
     for row in timed:
-        key = (row["session"], row["case_id"])
-        if row["status"] != protocol.STATUS_OK and row["reason"] != "interrupted":
-            failures[key] = failures.get(key, 0) + 1
         if row["reason"] != "interrupted":
             seen.setdefault((row["session"], row["round_id"]), set()).add(row["case_id"])
         members.setdefault((row["session"], row["group"]), set()).add(row["case_id"])
@@ -216,7 +214,8 @@ def mark_complete(draft: Draft) -> None:
         session, group = row["session"], row["group"]
         gate = draft.gates.get((session, group))
         passed = {i for i, (status, _) in gate.items() if status == "ok"} if gate else members[session, group]
-        wanted = {i for i in passed if failures.get((session, i), 0) < GIVE_UP_AFTER}
+        wanted = set(passed) - lost[session]
+        row["superseded"] = row["run_id"] in replaced
         row["complete"] = bool(row["round_id"]) and wanted <= seen.get((session, row["round_id"]), set())
 
 

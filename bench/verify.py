@@ -77,7 +77,9 @@ def parts(model: spec.Model) -> list[Part]:
     for p in spec.parameters(model):
         index = spec.sample_indices(p.name, p.size)
         if not p.parts:
-            found.append(Part(name=p.name, parameter=p, select=np.ones(len(index), bool), zero_gradient=False))
+            found.append(
+                Part(name=p.name, parameter=p, select=np.ones(len(index), bool), zero_gradient=False)
+            )
             continue
         row = index // (p.size // p.shape[0])
         for name, start, stop in p.parts:
@@ -261,9 +263,7 @@ def level(model: spec.Model, got: Arrays, reference: Arrays) -> float:
     import numpy as np
 
     def total(side: Arrays) -> float:
-        return math.sqrt(
-            sum(float(v[0]) ** 2 for k, v in side.items() if k.startswith("gradient_norm/"))
-        )
+        return math.sqrt(sum(float(v[0]) ** 2 for k, v in side.items() if k.startswith("gradient_norm/")))
 
     found, mine, theirs = [], total(got), total(reference)
     for part in parts(model):

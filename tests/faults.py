@@ -41,7 +41,7 @@ def batches(model: spec.Model) -> np.ndarray:
     """Zipf-like ids, as text has them: int32 [STEPS, batch, sequence + 1]."""
     bits = spec.hash_bits("gate batches", 0, STEPS * model.batch * (model.sequence + 1))
     uniform = (bits.astype(np.float64) + 0.5) / 2**32
-    ids = np.floor(model.vocab ** uniform) - 1
+    ids = np.floor(model.vocab**uniform) - 1
     return ids.astype(np.int32).reshape(STEPS, model.batch, model.sequence + 1)
 
 
@@ -211,7 +211,9 @@ def untied_gradient() -> Iterator[None]:
 
     def loss(self: Any, x: Any, targets: Any) -> Any:
         weight = self.head.weight
-        return F.cross_entropy(F.linear(x, weight.detach()).float(), targets) + 0 * true(self, x.detach(), targets)
+        return F.cross_entropy(F.linear(x, weight.detach()).float(), targets) + 0 * true(
+            self, x.detach(), targets
+        )
 
     with mock.patch.object(torch_eager.Transformer, "loss", loss):
         yield
@@ -254,7 +256,9 @@ def not_renormalised() -> Iterator[None]:
 @contextlib.contextmanager
 def stale_rate() -> Iterator[None]:
     table = spec.lr_table()
-    with mock.patch.object(torch_eager, "spec", Shadow(lr_table=lambda: np.concatenate([table[:1], table[:-1]]))):
+    with mock.patch.object(
+        torch_eager, "spec", Shadow(lr_table=lambda: np.concatenate([table[:1], table[:-1]]))
+    ):
         yield
 
 

@@ -26,6 +26,7 @@ def failures(tables: Tables, cases: Sequence[CaseSummary]) -> list[dict[str, str
         if run["kind"] != "timed" or run["status"] == "ok" or parts in told:
             continue
         status = "interrupted" if run["reason"] == "interrupted" else run["status"]
+        status = "repeated" if run["superseded"] else status
         name = f"{run['case_id']}, observation {run['run_id']}"
         found.append(
             {"kind": "observation", "session": run["session"] or "", "name": name,

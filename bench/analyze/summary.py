@@ -163,7 +163,10 @@ def summarize_case(case: Row, facts: Facts, price_per_hour: float | None) -> Cas
     whole = [p for p in good if p.complete]
     used = whole or good
     step = step_interval(used, interrupted=not whole and bool(good))
-    failed = [run for run in runs if run["status"] != "ok" and run["reason"] != "interrupted"]
+    failed = [
+        run for run in runs
+        if run["status"] != "ok" and run["reason"] != "interrupted" and not run["superseded"]
+    ]  # fmt: skip
     cold = [facts.metrics.get(run["run_id"], {}) for run in facts.cold.get(key, []) if run["status"] == "ok"]
     if case["gate"] != "ok":
         cold = []

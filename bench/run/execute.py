@@ -217,14 +217,20 @@ def conclude(plan: planning.Plan, out: Path, result: Any, *, as_json: bool) -> i
 
 
 def failures(out: Path, plan: planning.Plan, rows: list[dict[str, Any]]) -> dict[str, str]:
-    """Cases that the gate refused or that failed while timed, with the reason. Skips are no failures."""
+    """Cases that the gate refused or that failed while timed, with the reason. Skips are no failures, and
+    neither is an unsteady observation whose round was repeated."""
+    from bench.run import rounds
+
     bad: dict[str, str] = {}
     for path in sorted((out / "gates").glob("*.json")):
         for case_id, row in json.loads(path.read_text())["cases"].items():
             if row["status"] in ("failed", "not comparable"):
                 bad[case_id] = f"{row['status']}: {row['reason']}"
+    replaced = rounds.superseded(rows)
     for row in rows:
-        if row["kind"] == "timed" and row["status"] == "failed" and row["reason"] != "interrupted":
+        if row["run_id"] in replaced or row["reason"] == "interrupted":
+            continue
+        if row["kind"] == "timed" and row["status"] == "failed":
             bad.setdefault(row["case_id"], row["reason"])
     return bad
 

@@ -1,13 +1,13 @@
 """The parity gate of one group: what runs, and in which order, before anything is timed.
 
-    1. reference   float64 NumPy, and the case's precision emulated in two orders of summation (round-off)
-    2. every arm   20 steps from the same bits on the same batches; where the timed shape is small enough
-                   for the reference this is the timed executable itself, cold: it fills the compile columns
-                   and leaves the compile cache that timed observations read
-    3. where the timed shape is too large for float64, step 2 runs at a small shape against the reference,
-       and at the timed shape stack against stack; round-off there is the first stack's own step
-       re-ordered (math attention, chunked loss, twice the micro-batches)
-    4. judged by bench.verify; K, the steps of a value, from the fastest arm
+1. reference   float64 NumPy, and the case's precision emulated in two orders of summation (round-off)
+2. every arm   20 steps from the same bits on the same batches; where the timed shape is small enough
+               for the reference this is the timed executable itself, cold: it fills the compile columns
+               and leaves the compile cache that timed observations read
+3. where the timed shape is too large for float64, step 2 runs at a small shape against the reference,
+   and at the timed shape stack against stack; round-off there is the first stack's own step
+   re-ordered (math attention, chunked loss, twice the micro-batches)
+4. judged by bench.verify; K, the steps of a value, from the fastest arm
 """
 
 from __future__ import annotations
@@ -320,9 +320,7 @@ def judge_levels(gate: Gate) -> None:
 
 
 # --------------------------------------------------------------------------------------- inputs, caches, K
-def small_inputs(
-    context: Context, gate: Gate, model: spec.Model, axes: Mapping[str, Any]
-) -> dict[str, Any]:
+def small_inputs(context: Context, gate: Gate, model: spec.Model, axes: Mapping[str, Any]) -> dict[str, Any]:
     """Batches at the small shape, cut from the group's real ones, ids folded into its vocabulary."""
     import numpy as np
 

@@ -115,19 +115,50 @@ def begin(plan: planning.Plan, out: Path, *, resume: bool) -> planning.Plan:
 def run(
     plan: planning.Plan, out: Path, *, time_budget_s: float | None, progress: Any, cache_dir: Path
 ) -> Result:
-    """Everything: inputs, then breadth first gates and rounds, until done, out of time or interrupted."""
-    start, deadline = time.monotonic(), None
-    if time_budget_s is not None:
-        deadline = start + time_budget_s
+    """Everything: inputs, then breadth first gates and rounds, until done, out of time or interrupted.
+
+    Rounds with an arm that was not steady are repeated once, at the end.
+    """
+    start = time.monotonic()
+    deadline = None if time_budget_s is None else start + time_budget_s
     known = {row["run_id"] for row in rounds.read_rows(out)}
     session = open_session(plan, out)
     preparation = prepare_inputs(plan, out, session, cache_dir, progress)
     isolate.become_subreaper()
-    status, finished = "complete", 0
     planned = plan.suite["rounds"] if plan.suite["caches"] != "cold" else 0
-    tasks = schedule(plan, out, session["session"], planned)
-    gates = sum(kind == "gate" for kind, _, _ in tasks)
-    progress.begin(tasks_total=len(tasks), plan=plan, gates=gates)
+    status, finished, total = "complete", 0, 0
+    for repeat in (False, True):
+        tasks = schedule(plan, out, session["session"], planned)
+        if repeat:
+            tasks = [task for task in tasks if task[0] == "round" and gate_passed(out, session, task[1])]
+        total += sum(kind == "round" for kind, _, _ in tasks)
+        if tasks and status == "complete":
+            progress.begin(
+                tasks_total=len(tasks), plan=plan, gates=sum(kind == "gate" for kind, _, _ in tasks)
+            )
+            status, more = work_through(tasks, out, session["session"], deadline, progress)
+            finished += more
+    rows = [row for row in rounds.read_rows(out) if row["run_id"] not in known]
+    workers = sum(row["wall_s"] or 0.0 for row in rows) - overlap(rows)
+    return Result(
+        status=status, wall_s=time.monotonic() - start, workers_s=workers, preparation_s=preparation,
+        finished_rounds=finished, planned_rounds=total,
+    )  # fmt: skip
+
+
+def gate_passed(out: Path, session: dict[str, Any], group: str) -> bool:
+    """Some case of the group may be timed."""
+    path = out / "gates" / f"{session['session']}.{group}.json"
+    return path.exists() and any(
+        row["status"] == "ok" for row in json.loads(path.read_text())["cases"].values()
+    )
+
+
+def work_through(
+    tasks: list[tuple[str, str, str]], out: Path, session: str, deadline: float | None, progress: Any
+) -> tuple[str, int]:
+    """Runs tasks in order; returns how it ended and how many rounds were finished."""
+    status, finished = "complete", 0
     durations: dict[tuple[str, str], float] = {}
     for kind, group, name in tasks:
         expected = durations.get((kind, group), progress.expected(kind, group))
@@ -136,7 +167,7 @@ def run(
             if kind == "gate":
                 continue
             break
-        if kind == "round" and not (out / "gates" / f"{session['session']}.{group}.json").exists():
+        if kind == "round" and not (out / "gates" / f"{session}.{group}.json").exists():
             continue
         begun = time.monotonic()
         code = run_task(out, f"gate:{group}" if kind == "gate" else name, progress)
@@ -146,28 +177,22 @@ def run(
             status = {INTERRUPTED: "interrupted", DISK_FULL: "disk full"}.get(code, f"crash ({code})")
             break
         progress.advance(kind, group)
-    workers = sum(
-        row["wall_s"] or 0.0 for row in rounds.read_rows(out) if row["run_id"] not in known
-    ) - overlap(out, known)
-    return Result(
-        status=status, wall_s=time.monotonic() - start, workers_s=workers, preparation_s=preparation,
-        finished_rounds=finished, planned_rounds=len([t for t in tasks if t[0] == "round"]),
-    )  # fmt: skip
+    return status, finished
 
 
-def overlap(out: Path, known: set[str]) -> float:
+def overlap(rows: list[dict[str, Any]]) -> float:
     """Seconds in which two reference runs went on at once: counted once as worker time."""
-    spans = []
-    for row in rounds.read_rows(out):
-        if row["run_id"] not in known and row["role"].startswith("reference") and row["wall_s"]:
+    spans: list[tuple[float, float]] = []
+    for row in rows:
+        if row["role"].startswith("reference") and row["wall_s"]:
             begin = datetime.datetime.fromisoformat(row["started"]).timestamp()
             spans.append((begin, begin + row["wall_s"]))
-    total = sum(b - a for a, b in spans)
+    total = float(sum(b - a for a, b in spans))
     union, end = 0.0, float("-inf")
     for a, b in sorted(spans):
         union += max(0.0, b - max(a, end))
         end = max(end, b)
-    return float(total - union)
+    return total - union
 
 
 # ------------------------------------------------------------------------------------------- the session
@@ -282,35 +307,32 @@ def schedule(plan: planning.Plan, out: Path, session: str, planned: int) -> list
 def completed_rounds(
     plan: planning.Plan, out: Path, session: str
 ) -> tuple[set[tuple[str, int]], dict[tuple[str, int], int]]:
-    """Rounds in which every arm that passed the gate was observed, and the last attempt of each."""
-    arms: dict[str, set[str]] = {}
+    """Rounds in which every arm that passed the gate was observed, and the last attempt of each.
+
+    A first attempt with an arm that was not steady is not complete: it is repeated once.
+    """
+    seen: dict[str, set[str]] = {}
+    restless: set[str] = set()
     attempts: dict[tuple[str, int], int] = {}
-    for row in rounds.read_rows(out):
-        if row["kind"] == "timed" and row["session"] == session:
-            _, group, index, attempt = rounds.parse_round_id(row["round_id"])
-            attempts[group, index] = max(attempts.get((group, index), -1), attempt)
-            if row["reason"] != "interrupted":
-                arms.setdefault(row["round_id"], set()).add(row["case_id"])
-    done = set()
-    for name, seen in arms.items():
+    rows = [r for r in rounds.read_rows(out) if r["kind"] == "timed" and r["session"] == session]
+    for row in rows:
+        _, group, index, attempt = rounds.parse_round_id(row["round_id"])
+        attempts[group, index] = max(attempts.get((group, index), -1), attempt)
+        if row["reason"] != "interrupted":
+            seen.setdefault(row["round_id"], set()).add(row["case_id"])
+        if attempt == 0 and row["status"] != "ok" and row["reason"].startswith(rounds.NOT_STEADY):
+            restless.add(row["round_id"])
+    done, lost = set(), rounds.given_up(rows, session)
+    for name, cases in seen.items():
         _, group, index, _ = rounds.parse_round_id(name)
         path = out / "gates" / f"{session}.{group}.json"
-        if group not in plan.groups or not path.exists():
+        if name in restless or group not in plan.groups or not path.exists():
             continue
         gate = json.loads(path.read_text())
         wanted = {i for i, row in gate["cases"].items() if row["status"] == "ok"}
-        if wanted - given_up(out, session) <= seen:
+        if wanted - lost <= cases:
             done.add((group, index))
     return done, attempts
-
-
-def given_up(out: Path, session: str) -> set[str]:
-    """Cases that failed in GIVE_UP_AFTER rounds and are not tried any more."""
-    failed: dict[str, int] = {}
-    for row in rounds.read_rows(out):
-        if row["kind"] == "timed" and row["session"] == session and row["status"] != "ok":
-            failed[row["case_id"]] = failed.get(row["case_id"], 0) + (row["reason"] != "interrupted")
-    return {i for i, n in failed.items() if n >= rounds.GIVE_UP_AFTER}
 
 
 def run_task(out: Path, name: str, progress: Any) -> int:
@@ -320,9 +342,7 @@ def run_task(out: Path, name: str, progress: Any) -> int:
     """
     command = [sys.executable, "-m", "bench.run.rounds", str(out), name, str(os.getpid())]
     env = {**os.environ, "PYTHONPATH": str(registry.ROOT)}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=env, start_new_session=True
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env, start_new_session=True)
     assert process.stdout is not None
     try:
         for line in process.stdout:

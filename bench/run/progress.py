@@ -74,8 +74,10 @@ class Progress:
         elif not self.live and not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
-    def event(self, message: Mapping[str, Any]) -> None:
-        """A line from a gate or round process."""
+    def event(self, message: Any) -> None:
+        """A line from a gate or round process: any JSON value, should something else print there."""
+        if not isinstance(message, dict):
+            return
         kind = message.get("event")
         if kind == "start":
             place = f"round {message['round'] + 1}" if "round" in message else f"gate: {message.get('gate')}"
@@ -108,7 +110,9 @@ class Progress:
         self.last = now
         self.left[kind] = max(0, self.left[kind] - 1)
         left = self.seconds_left()
-        text = "" if left is None else f"about {left / 60:.0f} min left" if left > 90 else f"{left:.0f} s left"
+        text = (
+            "" if left is None else f"about {left / 60:.0f} min left" if left > 90 else f"{left:.0f} s left"
+        )
         if self.live and self.bar is not None:
             self.bar.update(self.task, advance=1, left=text)
         elif not self.quiet:

@@ -13,7 +13,7 @@ import errno
 import json
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +23,7 @@ from bench.run import isolate, observe
 from bench.run.observe import Context, Request
 
 GIVE_UP_AFTER = 2  # failed rounds of one case: it is not tried again
+NOT_STEADY = "not steady"  # the machine's doing, not the case's: the round is repeated whole, once
 
 
 def round_id(session: str, group: str, index: int, attempt: int) -> str:
@@ -46,21 +47,51 @@ def read_rows(out: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
+def failed(row: Mapping[str, Any]) -> bool:
+    """The case's own failure: no interruption, and not a machine too restless for a steady value."""
+    return (
+        row["kind"] == "timed"
+        and row["status"] != protocol.STATUS_OK
+        and row["reason"] != "interrupted"
+        and not str(row["reason"]).startswith(NOT_STEADY)
+    )
+
+
+def given_up(rows: Iterable[Mapping[str, Any]], session: str) -> set[str]:
+    """Cases that failed in GIVE_UP_AFTER rounds of a session and are not tried any more."""
+    count: dict[str, int] = {}
+    for row in rows:
+        if row["session"] == session and failed(row):
+            count[row["case_id"]] = count.get(row["case_id"], 0) + 1
+    return {case_id for case_id, n in count.items() if n >= GIVE_UP_AFTER}
+
+
+def superseded(rows: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Run ids of unsteady observations whose round was repeated with a steady one of the same case."""
+    later: dict[tuple[str, str, int, str], int] = {}
+    unsteady = []
+    for row in rows:
+        try:
+            session, group, index, attempt = parse_round_id(row["round_id"] or "")
+        except ValueError:  # no round, or an artifact that is not ours
+            continue
+        key = (session, group, index, row["case_id"])
+        if row["status"] == protocol.STATUS_OK:
+            later[key] = max(later.get(key, -1), attempt)
+        elif str(row["reason"]).startswith(NOT_STEADY):
+            unsteady.append((row["run_id"], key, attempt))
+    return {run_id for run_id, key, attempt in unsteady if later.get(key, -1) > attempt}
+
+
 def runnable(
-    context: Context, group: str, gate: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+    context: Context, group: str, gate: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]
 ) -> list[planning.Case]:
     """Cases of a group that passed the gate and have not failed too often in this session."""
-    failed: dict[str, int] = {}
-    for row in rows:
-        if row["kind"] != "timed" or row["session"] != context.session["session"]:
-            continue
-        if row["status"] != protocol.STATUS_OK and row["reason"] != "interrupted":
-            failed[row["case_id"]] = failed.get(row["case_id"], 0) + 1
+    lost = given_up(rows, context.session["session"])
     return [
         case
         for case in context.plan.groups[group]
-        if gate["cases"][case.case_id]["status"] == protocol.STATUS_OK
-        and failed.get(case.case_id, 0) < GIVE_UP_AFTER
+        if gate["cases"][case.case_id]["status"] == protocol.STATUS_OK and case.case_id not in lost
     ]
 
 
@@ -69,7 +100,7 @@ def run_round(out: Path, name: str, tell: Any = print) -> int:
     context = Context.open(out)
     session, group, index, _ = parse_round_id(name)
     gate = json.loads((out / "gates" / f"{session}.{group}.json").read_text())
-    cases = {c.arm: c for c in runnable(context, group, gate, list(read_rows(out)))}
+    cases = {c.arm: c for c in runnable(context, group, gate, read_rows(out))}
     seed = f"{context.plan.suite['seed']}:{group}"
     order = planning.orders(cases, index + 1, int(planning.digest(seed), 16))[index]
     draws = context.plan.suite["cache_draws"]

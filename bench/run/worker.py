@@ -218,7 +218,9 @@ def probe_precision(trainer: Any, axes: Mapping[str, Any], channel: Channel) -> 
         )
 
 
-def summarize(kind: str, tensors: Iterator[tuple[str, np.ndarray]], rule: Mapping[str, Any]) -> dict[str, Any]:
+def summarize(
+    kind: str, tensors: Iterator[tuple[str, np.ndarray]], rule: Mapping[str, Any]
+) -> dict[str, Any]:
     """Elements at the shared indices, and norm and mean of the whole, float64."""
     out = {}
     for name, value in tensors:

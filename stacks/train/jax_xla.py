@@ -264,9 +264,7 @@ def train_step(
     used = jnp.dtype(table["weights_used"])
     cast = {k: checkpoint_name(w.astype(used), "weights_used") for k, w in params.items()}
     micro = axes["accumulation"]
-    loss_and_grad = jax.value_and_grad(
-        partial(forward, model=model, axes=axes, scan=scan), has_aux=True
-    )
+    loss_and_grad = jax.value_and_grad(partial(forward, model=model, axes=axes, scan=scan), has_aux=True)
     key, use = jax.random.split(key) if axes["dropout"] and not gate else (key, key)
     losses, seen, grads = [], [], None
     for i in range(micro):
@@ -466,7 +464,9 @@ class Trainer:
 def census(jaxpr: Any, seen: dict[str, set[str]]) -> None:
     """Notes dtypes by name (`checkpoint_name`) and by primitive, through every nested jaxpr."""
     for eqn in jaxpr.eqns:
-        dtype = str(eqn.outvars[0].aval.dtype) if eqn.outvars and hasattr(eqn.outvars[0].aval, "dtype") else ""
+        dtype = (
+            str(eqn.outvars[0].aval.dtype) if eqn.outvars and hasattr(eqn.outvars[0].aval, "dtype") else ""
+        )
         name = eqn.primitive.name
         if name == "name":
             seen.setdefault(eqn.params["name"], set()).add(dtype)

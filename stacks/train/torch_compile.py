@@ -83,7 +83,9 @@ class Trainer(torch_eager.Trainer):
             recompilations=str(max(0, counters["stats"].get("unique_graphs", 1) - 1)),
         )
         if self.options["optimizer"] == "compiled":
-            facts["optimizer"] = "torch.compile over torch.optim.AdamW(foreach).step, clip_grad_norm_(foreach)"
+            facts["optimizer"] = (
+                "torch.compile over torch.optim.AdamW(foreach).step, clip_grad_norm_(foreach)"
+            )
         return facts
 
 

@@ -100,9 +100,7 @@ class Attention(nn.Module):
         b, t, d = x.shape
         sizes = (self.heads, self.kv_heads, self.kv_heads)
         split = self.qkv(x).split([n * self.head_dim for n in sizes], dim=2)
-        q, k, v = (
-            y.view(b, t, n, self.head_dim).transpose(1, 2) for y, n in zip(split, sizes, strict=True)
-        )
+        q, k, v = (y.view(b, t, n, self.head_dim).transpose(1, 2) for y, n in zip(split, sizes, strict=True))
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
         gqa = self.heads != self.kv_heads
@@ -487,9 +485,7 @@ class Trainer:
         census = Census()
         hooks = [block.register_forward_hook(census.saw("residual")) for block in self.network.h]
         hooks.append(self.network.head.register_forward_hook(census.saw("logits")))
-        hooks += [
-            w.register_hook(census.saw_gradient) for w in self.parameters.values() if w.requires_grad
-        ]
+        hooks += [w.register_hook(census.saw_gradient) for w in self.parameters.values() if w.requires_grad]
         with census:
             eager = self.forward_backward(self.inputs[0, 0], self.targets[0, 0])
         for hook in hooks:

@@ -1,14 +1,13 @@
 """Prints, as Markdown, how far each planted fault and each legitimate variant lies from its tolerance.
 
-    python -m tests.benchmarks.gate_distances
+python -m tests.benchmarks.gate_distances
 """
 
 from __future__ import annotations
 
+from stacks.train import torch_eager
 from tests import faults
 from tests.bench.test_gate_sensitivity import LEGITIMATE, OPTIONS, axes_of, yardstick
-
-from stacks.train import torch_eager
 
 
 def main() -> None:

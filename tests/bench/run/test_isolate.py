@@ -102,14 +102,16 @@ def test_junk_and_messages_stay_bounded(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     "line",
     ["[" * 900 + "]" * 900, '{"type": "event", "n": ' + "[" * 900 + "]" * 900 + "}",
-     '{"type": "event", "n": ' + "[" * 90_000, '{"type": ["done"]}', '{"type": "event", "n": ' + "9" * 5000 + "}"],
+     '{"type": "event", "n": ' + "[" * 90_000, '{"type": ["done"]}',
+     '{"type": "event", "n": ' + "9" * 5000 + "}"],
 )  # fmt: skip
 def test_json_that_costs_too_much(line: str) -> None:
     reader, _ = read([line.encode() + b'\n{"type": "done"}\n'])
     assert reader.messages[-1] == {"type": "done"}
 
 
-VALUE = {"type": "value", "index": 0, "warmup": False, "steps": 1, "wall_ns": 5, "device_ns": None, "loss": 1.0}
+VALUE = {"type": "value", "index": 0, "warmup": False, "steps": 1, "wall_ns": 5, "device_ns": None,
+         "loss": 1.0}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -181,7 +183,7 @@ def test_a_worker_is_bound_alone_and_leads_a_session(tmp_path: Path) -> None:
         (f"{DONE}\nos.abort()", "failed", "killed by SIGABRT"),
         ("sys.exit('no such\\nthing')", "failed", "crash: exit code 1: thing"),
         ("os.close(1)\ntime.sleep(0.05)\nsys.exit(3)", "failed", "crash: exit code 3"),
-        (f'{DONE}\nprint(json.dumps({{"type": "value"}}))', "failed", "crash: malformed message: value: index"),
+        (f'{DONE}\nprint(\'{{"type": "value"}}\')', "failed", "crash: malformed message: value: index"),
         ('print(\'{"type": "error", "kind": "not steady", "message": "m"}\')\nsys.exit(1)', "failed",
          "not steady: m"),
         ('print(\'{"type": "error", "kind": "unsupported", "message": "m"}\')\nsys.exit(1)', "skipped",
@@ -218,7 +220,8 @@ def test_a_worker_that_never_ends(tmp_path: Path) -> None:
 
 
 def test_the_log_is_clean(tmp_path: Path) -> None:
-    outcome = run(tmp_path, f"print({str(tmp_path)!r}, file=sys.stderr)\nprint({str(Path.home())!r})\nsys.exit(1)")
+    code = f"print({str(tmp_path)!r}, file=sys.stderr)\nprint({str(Path.home())!r})\nsys.exit(1)"
+    outcome = run(tmp_path, code)
     log = (tmp_path / "log.txt").read_text()
     assert str(tmp_path) not in log and "no message of the protocol" in log
     assert str(tmp_path) not in outcome.reason
@@ -227,8 +230,7 @@ def test_the_log_is_clean(tmp_path: Path) -> None:
 
 def test_descendants_in_the_group_end_with_it(tmp_path: Path) -> None:
     code = (
-        "if os.fork() == 0:\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n    time.sleep(600)\n"
-        f"{DONE}"
+        f"if os.fork() == 0:\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n    time.sleep(600)\n{DONE}"
     )
     outcome = run(tmp_path, code, env={"TMPDIR": str(tmp_path)})
     assert outcome.status == "ok"
@@ -240,9 +242,11 @@ def test_stopping_ends_workers_of_other_threads(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(isolate, "stopping", threading.Event())
     seen: list[BaseException] = []
 
+    code = f"open({str(tmp_path / 'up')!r}, 'w')\ntime.sleep(600)"
+
     def observe() -> None:
         try:
-            run(tmp_path, f"open({str(tmp_path / 'up')!r}, 'w')\ntime.sleep(600)", env={"TMPDIR": str(tmp_path)})
+            run(tmp_path, code, env={"TMPDIR": str(tmp_path)})
         except BaseException as error:
             seen.append(error)
 
@@ -274,7 +278,7 @@ def test_a_subreaper_ends_what_left_the_group(tmp_path: Path) -> None:
     """A daemon: forked twice, in a session of its own, holding the pipe."""
     daemon = (
         "import os, time\n"
-        "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(600)\n    time.sleep(600)\n"
+        "if os.fork() == 0:\n    os.setsid()\n    os.fork()\n    time.sleep(600)\n"
         """print('{"type": "done"}', flush=True)"""
     )
     done = subprocess.run(

@@ -21,9 +21,7 @@ def launch(*arguments: str, parent: int | None = None) -> subprocess.CompletedPr
 
 def test_it_becomes_the_command_bound_and_without_core_files() -> None:
     cpu = min(os.sched_getaffinity(0))
-    show = (
-        "import os, resource; print(sorted(os.sched_getaffinity(0)), resource.getrlimit(resource.RLIMIT_CORE))"
-    )
+    show = "import os, resource as r; print(sorted(os.sched_getaffinity(0)), r.getrlimit(r.RLIMIT_CORE))"
     done = launch(str(cpu), str(os.getpid()), "--", sys.executable, "-I", "-c", show)
     assert done.stdout.strip() == f"[{cpu}] (0, 0)", done.stderr
 

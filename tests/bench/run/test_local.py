@@ -294,7 +294,8 @@ def test_two_runs_never_share_a_directory(tmp_path: Path) -> None:
 
 def test_references_at_once_count_once(tmp_path: Path) -> None:
     def put_reference(name: str, start: int, wall_s: float | None, role: str = "reference: x") -> None:
-        row = {"run_id": name, "role": role, "wall_s": wall_s, "started": f"2026-01-01T00:00:{start:02d}.000+00:00"}
+        started = f"2026-01-01T00:00:{start:02d}.000+00:00"
+        row = {"run_id": name, "role": role, "wall_s": wall_s, "started": started}
         (tmp_path / "artifacts" / name).mkdir(parents=True)
         (tmp_path / "artifacts" / name / "run.json").write_text(json.dumps(row))
 

@@ -74,16 +74,17 @@ class Point:
 
 def points(stack: registry.Stack) -> dict[str, Point]:
     """What is tried of a stack: every axis and option on GPT-2, what the families treat differently on the
-    others. Compiling takes 2 s a point with XLA and 10 s with a C++ compiler: few points there."""
+    others. Compiling takes 3 s a point with XLA and 10 s with a C++ compiler: few points there."""
     default = dict(stack.variants["default"])
     depth = {f: 2 if f == "gpt2" and not stack.needs else 1 for f in FAMILIES}
     rows = [Point(name=f"{f}-default", family=f, layers=depth[f], options=default) for f in FAMILIES]
     if stack.needs:
-        options = default | {"optimizer": "compiled"}
-        rows.append(Point(name="optimizer-compiled", family="gpt2", layers=1, options=options))
+        if "compiled" in stack.options.get("optimizer", []):
+            options = default | {"optimizer": "compiled"}
+            rows.append(Point(name="optimizer-compiled", family="gpt2", layers=1, options=options))
         return {p.name: p for p in rows}
     for family in FAMILIES:
-        chosen = AXES if family == "gpt2" else {k: AXES[k] for k in ("bf16", "all")}
+        chosen = AXES if family == "gpt2" else {"all": AXES["all"]}
         rows += [
             Point(name=f"{family}-{k}", family=family, layers=2 if k == "all" else 1, axes=v, options=default)
             for k, v in chosen.items()
@@ -94,16 +95,15 @@ def points(stack: registry.Stack) -> dict[str, Point]:
         rows.append(Point(name=f"own-dropout-{remat}", family="gpt2", axes=axes, options=default, gate=False))
     for kind in sorted({*stack.axes.get("attention", {}).get("cpu", [])} - {"best"}):
         axes = {"attention": kind}
-        rows.append(Point(name=f"llama-attention-{kind}", family="llama", axes=axes, options=default))
+        name = f"llama-attention-{kind}"
+        rows.append(Point(name=name, family="llama", layers=1, axes=axes, options=default))
     for option, values in stack.options.items():
         for value in [v for v in values if v != default[option]]:
             options, name = default | {option: value}, f"{option}-{value}"
             flags = option == "xla"  # which a CPU does not know: that they do no harm is soon seen
             rows.append(Point(name=name, family="gpt2", layers=0 if flags else 2, options=options))
             if not flags:
-                rows += [
-                    Point(name=f"{name}-{f}", family=f, axes=AXES["all"], options=options) for f in FAMILIES
-                ]
+                rows.append(Point(name=f"{name}-all", family="moe", axes=AXES["all"], options=options))
     return {p.name: p for p in rows}
 
 
