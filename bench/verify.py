@@ -231,7 +231,7 @@ def judge_routing(got: Arrays, reference: Arrays, margin: float) -> list[Row]:
 
 
 def forced_routing(reference: Arrays, margin: float) -> np.ndarray:
-    """int32 [steps, layers, tokens, top_k]: the reference's experts where the margin is round-off, else -1."""
+    """int32 [steps, layers, tokens, top_k]: the reference's experts where its margin is round-off, or -1."""
     import numpy as np
 
     ids, close = reference["routing/ids"], reference["routing/margin"] <= margin

@@ -1,4 +1,4 @@
-"""Faults planted in torch-eager's training step, and legitimate variants of it: what the gate must tell apart.
+"""Faults planted in torch-eager's training step, and its legitimate variants: what the gate tells apart.
 
 A fault is a way to make the trainer wrong. Each names the precision and the model in which it shows.
 """
@@ -24,9 +24,16 @@ from stacks.train import reference, spec, torch_eager
 
 STEPS = 20
 MODELS = {
-    "gpt2": dict(family="gpt2", kv_heads=0, d_ff=0, rope_theta=0.0),
-    "llama": dict(family="llama", kv_heads=2, d_ff=96, rope_theta=10000.0),
-    "moe": dict(family="moe", kv_heads=1, d_ff=64, rope_theta=10000.0, experts=4, top_k=2),
+    "gpt2": {"family": "gpt2"},
+    "llama": {"family": "llama", "kv_heads": 2, "d_ff": 96, "rope_theta": 10000.0},
+    "moe": {
+        "family": "moe",
+        "kv_heads": 1,
+        "d_ff": 64,
+        "rope_theta": 10000.0,
+        "experts": 4,
+        "top_k": 2,
+    },
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import statistics
@@ -95,7 +96,7 @@ def trend(values: Sequence[float]) -> float:
 
     Noise goes up and down; a warm-up that is not over goes one way.
     """
-    steps = [b - a for a, b in zip(values, values[1:], strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(values)]
     if all(s > 0 for s in steps) or all(s < 0 for s in steps):
         return abs(values[-1] - values[0]) / statistics.median(values)
     return 0.0

@@ -508,7 +508,8 @@ class Trainer:
             "attention_kernel": self.attention_kernel(),
             "graphs": "none: every operation is launched by the host",
             "donation": "in place: parameters and moments are updated where they lie",
-            "optimizer": f"torch.optim.AdamW({'fused' if fused else 'foreach'}), clipping {self.options['clip']}",
+            "optimizer": f"torch.optim.AdamW({'fused' if fused else 'foreach'}), "
+            f"clipping {self.options['clip']}",
             "remat": self.axes["remat"],
             "compile": "none",
             "generator": "philox" if self.device.type == "cuda" else "mt19937",
