@@ -6,7 +6,8 @@ Errors are relative and compared with a tolerance per quantity:
     loss           |l - l'| / |l'|, step 0 and the worst of all steps
     gradient       norm(g - g') / max(norm(g'), 1e-6 * norm(all gradients)), per parameter (part)
     weight         norm(w - w') / norm(w' - w_initial): a difference against what training moved
-    weight_norm    | |w| - |w'| | / |w'|: coherent drift (a missing decay) that elementwise noise would hide
+    gradient_norm, weight_norm   | |x| - |x'| | / |x'| of the whole tensor: coherent drift (a missing decay)
+                   that elementwise noise would hide
 A tolerance is MARGIN times the round-off of that quantity, which is measured by computing the same step in
 the same precision in another order, and not less than a few units of the last place.
 """
@@ -55,7 +56,9 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
     try:
         return dict(load(path.read_bytes()))
-    except (SafetensorError, OSError, KeyError) as error:
+    except OSError as error:
+        raise ValueError(f"parity file cannot be read: {error.strerror}") from None
+    except (SafetensorError, KeyError) as error:
         raise ValueError(f"parity file cannot be read: {error}") from None
 
 
@@ -100,7 +103,7 @@ def errors(model: spec.Model, seed: int, got: Arrays, reference: Arrays) -> dict
     else:
         relative = np.abs(loss - true) / np.abs(true)
         out["loss", "step 0"], out["loss", "all steps"] = float(relative[0]), float(relative.max())
-    total = math.sqrt(sum(float(v[0]) ** 2 for k, v in reference.items() if k.startswith("gradient_norm/")))
+    total = total_norm(reference)
     for part in parts(model):
         p = part.parameter
         index = spec.sample_indices(p.name, p.size)
@@ -112,9 +115,15 @@ def errors(model: spec.Model, seed: int, got: Arrays, reference: Arrays) -> dict
         pair = [side.get(f"weight/{p.name}") for side in (got, reference)]
         start = spec.initial_at(p, index, seed).astype(np.float64)
         out["weight", part.name] = _weight_error(part, pair, start)
-        norms = [side.get(f"weight_norm/{p.name}") for side in (got, reference)]
-        out["weight_norm", p.name] = _norm_error(norms)
+        for kind in ("gradient_norm", "weight_norm"):
+            out[kind, p.name] = _norm_error([side.get(f"{kind}/{p.name}") for side in (got, reference)])
     return out
+
+
+def total_norm(side: Arrays) -> float:
+    """Global norm of all gradients; whatever is not a norm and a mean counts as infinite."""
+    norms = [v for k, v in side.items() if k.startswith("gradient_norm/")]
+    return math.sqrt(sum(float(v[0]) ** 2 if v.shape == (2,) else math.inf for v in norms)) or 1e-30
 
 
 def _gradient_error(part: Part, pair: Sequence[Any], total: float, scale: float) -> float:
@@ -144,24 +153,23 @@ def _weight_error(part: Part, pair: Sequence[Any], start: Any) -> float:
 
 def _norm_error(norms: Sequence[Any]) -> float:
     got, true = norms
-    if got is None or len(got) != len(true):
+    if got is None or got.shape != true.shape:
         return math.inf
     return abs(float(got[0]) - float(true[0])) / max(abs(float(true[0])), 1e-30)
 
 
 def judge(
     model: spec.Model, precision: str, seed: int, got: Arrays, reference: Arrays,
-    reordered: Iterable[Arrays], against: str, *, base: Arrays | None = None,
+    reordered: Iterable[Arrays], against: str,
 ) -> list[Row]:  # fmt: skip
     """Rows for one stack. `reordered` are runs of the same precision in other orders; their errors against
-    `base` (default: the reference) are the round-off that the tolerances are multiples of."""
+    the reference are the round-off that the tolerances are multiples of."""
     mine = errors(model, seed, got, reference)
     noise: dict[tuple[str, str], float] = {}
     for other in reordered:
-        for key, value in errors(model, seed, other, base if base is not None else reference).items():
+        for key, value in errors(model, seed, other, reference).items():
             noise[key] = max(noise.get(key, 0.0), value)
-    for (measure, name), value in spread_of_norms(model, seed, reference, noise).items():
-        noise[measure, name] = max(noise[measure, name], value)
+    add_certain_noise(model, precision, seed, reference, noise)
     floor = FLOOR_ULPS * UNIT[precision]
     rows = []
     for (measure, name), error in mine.items():
@@ -171,28 +179,33 @@ def judge(
     return rows
 
 
-def spread_of_norms(
-    model: spec.Model, seed: int, reference: Arrays, noise: Mapping[tuple[str, str], float]
-) -> dict[tuple[str, str], float]:
-    """What elementwise round-off d does to a norm of n elements: norm(d) / (norm(w) sqrt(n)).
+def add_certain_noise(
+    model: spec.Model, precision: str, seed: int, reference: Arrays, noise: dict[tuple[str, str], float]
+) -> None:
+    """Round-off that two re-ordered runs may miss by luck, put into `noise`.
 
-    A norm is one number: two re-ordered runs may agree in it by luck, in all their elements they do not.
+    Storing a weight rounds it: half a unit of |w| against what training moved (gains near 1 move little).
+    A norm is one number: elementwise round-off d moves a norm of n elements by norm(d) / (norm(w) sqrt(n)).
     """
     import numpy as np
 
-    out: dict[tuple[str, str], float] = {}
+    unit = 2.0**-24 if spec.PRECISION[precision]["weights"] == "float32" else 2.0**-9
+
+    def raise_to(measure: str, name: str, value: float) -> None:
+        noise[measure, name] = max(noise.get((measure, name), 0.0), value)
+
     for part in parts(model):
         p = part.parameter
         if part.zero_gradient:
             continue
+        count = math.sqrt(p.size * max(float(part.select.mean()), 1e-30))
+        raise_to("gradient_norm", p.name, noise.get(("gradient", part.name), 0.0) / count)
         index = spec.sample_indices(p.name, p.size)
         true = reference[f"weight/{p.name}"][part.select]
-        moved = np.linalg.norm(true - spec.initial_at(p, index, seed)[part.select])
-        size = float(np.linalg.norm(true)) * math.sqrt(p.size * max(part.select.mean(), 1e-30))
-        spread = noise.get(("weight", part.name), 0.0) * float(moved) / max(size, 1e-30)
-        key = ("weight_norm", p.name)
-        out[key] = max(out.get(key, 0.0), spread)
-    return out
+        size = max(float(np.linalg.norm(true)), 1e-30)
+        moved = max(float(np.linalg.norm(true - spec.initial_at(p, index, seed)[part.select])), 1e-30)
+        raise_to("weight", part.name, 0.5 * unit * size / moved)
+        raise_to("weight_norm", p.name, noise["weight", part.name] * moved / (size * count))
 
 
 def judge_dtypes(model: spec.Model, precision: str, facts: Mapping[str, str]) -> list[Row]:
@@ -262,10 +275,7 @@ def level(model: spec.Model, got: Arrays, reference: Arrays) -> float:
 
     import numpy as np
 
-    def total(side: Arrays) -> float:
-        return math.sqrt(sum(float(v[0]) ** 2 for k, v in side.items() if k.startswith("gradient_norm/")))
-
-    found, mine, theirs = [], total(got), total(reference)
+    found, mine, theirs = [], total_norm(got), total_norm(reference)
     for part in parts(model):
         pair = [side.get(f"gradient/{part.parameter.name}") for side in (got, reference)]
         if part.zero_gradient or pair[0] is None or pair[1] is None or pair[0].shape != pair[1].shape:

@@ -230,7 +230,7 @@ def test_no_line_is_longer_than_110() -> None:
         f"{path}:{i}"
         for path in python("bench", "stacks", "kernels", "tests")
         for i, line in enumerate(text_of(path).splitlines(), 1)
-        if len(line) > 110
+        if len(line) > 110 and " " in line.strip()  # as ruff: one long word cannot be wrapped
     ]
     assert not long
 

@@ -139,8 +139,11 @@ def execute(
             raise
         finally:
             bar.end()
-        write_wall(out, result, start)
-        remember(out, known, plan.device)
+        try:
+            write_wall(out, result, start)
+            remember(out, known, plan.device)
+        except OSError as error:  # what was measured is on disk already
+            print(f"stackbench: the run's own times could not be kept: {error.strerror}", file=sys.stderr)
     return conclude(plan, out, result, as_json=as_json)
 
 

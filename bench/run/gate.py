@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import sys
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -73,7 +74,8 @@ class Gate:
 
 
 def tell(message: Mapping[str, Any]) -> None:
-    print(json.dumps(message), flush=True)
+    sys.stdout.write(json.dumps(message) + "\n")  # one write: two references may speak at once
+    sys.stdout.flush()
 
 
 def run_gate(out: Path, group: str) -> dict[str, Any]:
@@ -110,14 +112,14 @@ def build_all(gate: Gate) -> None:
     """Builds stacks in other languages; one that does not build fails its cases with the compiler's words."""
     import subprocess
 
-    for case in gate.cases:
-        stack = gate.context.stacks[case.stack]
+    for name in dict.fromkeys(case.stack for case in gate.cases):
+        stack = gate.context.stacks[name]
         if not stack.build:
             continue
         directory = observe.build_directory(gate.context, stack)
         directory.mkdir(parents=True, exist_ok=True)
         places = {"dir": str(stack.file.parent), "build": str(directory)}
-        argv = [part.format(**places) for part in stack.build]
+        argv = [observe.fill(part, places) for part in stack.build]
         try:
             done = subprocess.run(argv, capture_output=True, text=True, timeout=600, check=False)
             failure = f"exit code {done.returncode}: {done.stderr[-500:]}" if done.returncode else ""
@@ -125,7 +127,9 @@ def build_all(gate: Gate) -> None:
             failure = str(error)
         if failure:
             reason = gate.context.scrubber.text(f"build failed: {failure}")
-            gate.status[case.case_id] = (protocol.STATUS_FAILED, reason)
+            for case in gate.cases:
+                if case.stack == name:
+                    gate.status[case.case_id] = (protocol.STATUS_FAILED, reason)
 
 
 # ------------------------------------------------------------------------------------ against float64
@@ -247,7 +251,8 @@ def parity_or_fail(gate: Gate, case: planning.Case, row: Mapping[str, Any]) -> d
     try:
         return gate.parity_of(row["run_id"])
     except ValueError as error:
-        gate.status[case.case_id] = (protocol.STATUS_NOT_COMPARABLE, str(error))
+        reason = gate.context.scrubber.text(str(error))
+        gate.status[case.case_id] = (protocol.STATUS_NOT_COMPARABLE, reason)
         return None
 
 

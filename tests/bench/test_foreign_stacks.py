@@ -1,4 +1,4 @@
-"""Stacks from outside: one in C, one in a single Python file; through gate, timing and report like any other."""
+"""Stacks from outside, one in C and one in a single Python file: gate, timing and report like any other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.fixtures.runs import COMPILER, OUTSIDE, PATIENCE_S, Workplace, plain_
 
 needs_cc = pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler `cc` here")
 needs_torch = pytest.mark.skipif(not planning.installed("torch"), reason="torch is not installed")
-slow = [pytest.mark.slow, pytest.mark.timeout(4 * PATIENCE_S), pytest.mark.xdist_group("foreign")]
+slow = pytest.mark.slow
 
 
 def cpu_of_this_worker() -> str:
@@ -52,90 +52,65 @@ def timed(out: Path) -> list[dict[str, Any]]:
 
 
 # ----------------------------------------------------------------------------- a stack in C, one in a file
-@pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The suite `outside` of `tests/fixtures/outside`, run."""
-    directory = tmp_path_factory.mktemp("outside")
-    place = Workplace(directory, [])  # for its text
-    arguments = [
-        "--path",
-        str(OUTSIDE),
-        "--out",
-        str(directory / "run"),
-        "--corpus",
-        str(directory / "corpus"),
-    ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STACKBENCH_CACHE", place.environment()["STACKBENCH_CACHE"])
-        done = stackbench("run", "outside", *arguments, "--set", cpu_of_this_worker())
-    assert done.returncode == 0, done.stderr
-    return directory / "run"
-
-
 @needs_cc
 @needs_torch
-class TestOutside:
-    pytestmark = slow
+@slow
+def test_a_c_stack_and_a_python_stack_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suite `outside` of `tests/fixtures/outside`, run and reported."""
+    place = Workplace(tmp_path, [])  # for its text
+    monkeypatch.setenv("STACKBENCH_CACHE", place.environment()["STACKBENCH_CACHE"])
+    out, arms = tmp_path / "run", ["outside-torch", "plain-c", "torch-eager"]
+    arguments = ["--path", str(OUTSIDE), "--out", str(out), "--corpus", str(tmp_path / "corpus")]
+    done = stackbench("run", "outside", *arguments, "--set", cpu_of_this_worker())
+    assert done.returncode == 0, done.stderr
+    assert {arm: row["status"] for arm, row in gates(out).items()} == dict.fromkeys(arms, "ok")
+    rows = timed(out)
+    assert [row["status"] for row in rows] == ["ok"] * 6
+    assert len({row["steps_per_value"] for row in rows}) == 1
+    for name in {row["round_id"] for row in rows}:
+        assert sorted(row["arm"] for row in rows if row["round_id"] == name) == arms
+    c_row = next(row for row in rows if row["stack"] == "plain-c")
+    check_messages(out / "artifacts" / c_row["run_id"] / "messages.jsonl")
+    check_pyperf(out / "artifacts" / c_row["run_id"] / "pyperf.json", c_row["case_id"])
+    check_report(out)
 
-    def test_each_passes_the_gate(self, out: Path) -> None:
-        found = gates(out)
-        assert {stack: row["status"] for stack, row in found.items()} == dict.fromkeys(
-            ["outside-torch", "plain-c", "torch-eager"], "ok"
-        ), found
 
-    def test_each_is_timed_in_each_round(self, out: Path) -> None:
-        rows = timed(out)
-        assert {(row["stack"], row["status"]) for row in rows} == {
-            (stack, "ok") for stack in ("outside-torch", "plain-c", "torch-eager")
-        }
-        for name in {row["round_id"] for row in rows}:
-            arms = sorted(row["arm"] for row in rows if row["round_id"] == name)
-            assert arms == ["outside-torch", "plain-c", "torch-eager"]
-        assert len({row["steps_per_value"] for row in rows}) == 1
-        assert len(rows) == 6
+def check_messages(path: Path) -> None:
+    """What the C stack says of itself."""
+    messages = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [m["type"] for m in messages][:2] == ["event", "compiled"] and messages[-1]["type"] == "done"
+    facts: dict[str, str] = {}
+    for message in messages:
+        facts.update(message.get("facts", {}))
+    assert facts["dtype.weights"] == "float32" and facts["compile"]
+    values = [m for m in messages if m["type"] == "value"]
+    assert [m["warmup"] for m in values] == [True] * (len(values) - 3) + [False] * 3
+    assert [m["index"] for m in values] == list(range(len(values)))
 
-    def test_pyperf_reads_the_c_stack(self, out: Path) -> None:
-        rows = [row for row in timed(out) if row["stack"] == "plain-c"]
-        path = out / "artifacts" / rows[0]["run_id"] / "pyperf.json"
-        (benchmark,) = pyperf.BenchmarkSuite.load(str(path)).get_benchmarks()
-        assert benchmark.get_name() == rows[0]["case_id"]
-        assert benchmark.get_nvalue() == 3 and min(benchmark.get_values()) > 0
-        assert benchmark.get_metadata()["arm"] == "plain-c"
-        for command in ("show", "stats", "hist"):
-            done = subprocess.run(
-                [sys.executable, "-m", "pyperf", command, str(path)],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0 and done.stdout.strip(), done.stderr
 
-    def test_what_the_c_stack_says_of_itself(self, out: Path) -> None:
-        row = next(row for row in timed(out) if row["stack"] == "plain-c")
-        lines = (out / "artifacts" / row["run_id"] / "messages.jsonl").read_text().splitlines()
-        messages = [json.loads(line) for line in lines]
-        assert [m["type"] for m in messages][:2] == ["event", "compiled"] and messages[-1]["type"] == "done"
-        facts: dict[str, str] = {}
-        for message in messages:
-            facts.update(message.get("facts", {}))
-        assert facts["dtype.weights"] == "float32" and facts["compile"]
-        values = [m for m in messages if m["type"] == "value"]
-        assert [m["warmup"] for m in values] == [True] * (len(values) - 3) + [False] * 3
-        assert [m["index"] for m in values] == list(range(len(values)))
+def check_pyperf(path: Path, case_id: str) -> None:
+    (benchmark,) = pyperf.BenchmarkSuite.load(str(path)).get_benchmarks()
+    assert benchmark.get_name() == case_id
+    assert benchmark.get_nvalue() == 3 and min(benchmark.get_values()) > 0
+    assert benchmark.get_metadata()["arm"] == "plain-c"
+    for command in ("show", "stats", "hist"):
+        words = [sys.executable, "-m", "pyperf", command, str(path)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and done.stdout.strip(), done.stderr
 
-    def test_the_report_names_it(self, out: Path) -> None:
-        done = stackbench("report", str(out))
-        assert done.returncode == 0, done.stderr
-        assert "plain-c" in done.stdout and "outside-torch" in done.stdout
-        assert "plain-c" in (out / "report.html").read_text()
-        done = stackbench("compare", str(out), "--baseline", "torch-eager", "--json")
-        assert done.returncode == 0 and "plain-c" in json.dumps(json.loads(done.stdout)), done.stderr
+
+def check_report(out: Path) -> None:
+    done = stackbench("report", str(out))
+    assert done.returncode == 0, done.stderr
+    assert "plain-c" in done.stdout and "outside-torch" in done.stdout
+    assert "plain-c" in (out / "report.html").read_text()
+    done = stackbench("compare", str(out), "--baseline", "torch-eager", "--json")
+    assert done.returncode == 0 and "plain-c" in json.dumps(json.loads(done.stdout)), done.stderr
 
 
 # ------------------------------------------------------------------------------------- faults in the C stack
 @pytest.mark.skipif(COMPILER is None, reason="no C compiler here")
-@pytest.mark.slow
-@pytest.mark.timeout(2 * PATIENCE_S)
+@slow
 def test_faults_in_the_c_stack_have_no_time(tmp_path: Path) -> None:
     """Built with another epsilon, with the last token left out, and by a compiler that refuses."""
     place = Workplace(tmp_path, [], rounds=1)
@@ -181,7 +156,7 @@ def test_the_c_stack_refuses_what_it_cannot_do(tmp_path: Path) -> None:
         assert json.loads(done.stdout.splitlines()[-1])["kind"] == kind
 
 
-# --------------------------------------------------------------------------------------------- without running
+# ------------------------------------------------------------------------------------------- without running
 def plan_of(directory: Path, suite: dict[str, Any], *settings: str, **keys: Any) -> planning.Plan:
     path = write_toml(directory / "suite.toml", {**keys, "matrix": [suite]})
     paths = [OUTSIDE, directory]
@@ -203,7 +178,7 @@ def test_a_case_beyond_what_a_stack_has_is_skipped_in_the_plan(tmp_path: Path) -
 def test_without_a_compiler_the_c_stack_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "compiler", lambda need: None)
     (case,) = plan_of(tmp_path, SUITE).cases
-    assert case.skip == "no c compiler found: apt-get install gcc"
+    assert case.skip is not None and case.skip.startswith("no c compiler found: ")
 
 
 def test_suites_models_and_stacks_come_from_outside(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.run import observe
-from tests.fixtures.runs import PATIENCE_S, Workplace, needs_compiler
+from tests.fixtures.runs import Workplace, needs_compiler
 
 GATE = {  # fault: status, how the reason begins
     "gate-complains": ("failed", "crash: exit code 3: the disk is made of cheese"),
@@ -38,79 +38,59 @@ TIMED = {
 }
 TIMEOUT_S = 15
 
-hostile = [
-    needs_compiler, pytest.mark.slow, pytest.mark.xdist_group("hostile"), pytest.mark.timeout(2 * PATIENCE_S)
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    """One run of every fault, beside a worker that does its work."""
-    faults = [*GATE, *filter(None, TIMED)]
-    place = Workplace(tmp_path_factory.mktemp("hostile"), faults, rounds=1, timeout_s=TIMEOUT_S)
-    place.code, place.said = place.run()
-    return place
-
 
 def fault_of(row: dict[str, Any]) -> str:
-    return row["arm"].partition(":")[2]
+    return str(row["arm"]).partition(":")[2]
 
 
-class TestHostileWorkers:
-    pytestmark = hostile
-
-    def test_the_run_ends_and_says_that_something_failed(self, place: Any) -> None:
-        assert place.code == 1, place.said
-        assert "Traceback" not in place.said
-        for fault, (status, _) in {**GATE, **TIMED}.items():
-            failed = status in ("failed", "not comparable")
-            assert (f"hostile-{fault}." in place.said.partition("not timed: ")[2]) == (failed and fault != "")
-
-    @pytest.mark.parametrize("fault", GATE)
-    def test_a_fault_in_the_gate_has_no_time(self, place: Any, fault: str) -> None:
-        status, reason = GATE[fault]
-        found = place.gate()[fault]
-        assert found["status"] == status
-        assert found["reason"].startswith(reason)
+@needs_compiler
+@pytest.mark.slow
+def test_hostile_workers(tmp_path: Path) -> None:
+    """One run of every fault, beside a worker that does its work."""
+    place = Workplace(tmp_path, [*GATE, *filter(None, TIMED)], rounds=1, timeout_s=TIMEOUT_S)
+    code, said = place.run()
+    assert code == 1, said
+    assert "Traceback" not in said
+    assert place.alive() == []
+    assert [path.name for path in (place.out / "artifacts").glob(".*")] == []
+    verdicts, rows = place.gate(), {fault_of(row): row for row in place.rows()}
+    assert len(rows) == len(place.rows()) == len(TIMED)
+    told = said.partition("not timed: ")[2]
+    for fault, (status, _) in {**GATE, **TIMED}.items():
+        assert (f"hostile-{fault}." in told) == (status in ("failed", "not comparable")), fault
+    for fault, (status, reason) in GATE.items():
+        found = verdicts[fault]
+        assert (found["status"], found["reason"][: len(reason)]) == (status, reason), fault
         assert found["reason"].isprintable() and len(found["reason"]) <= 1000
-        assert fault not in {fault_of(row) for row in place.rows()}
+        assert fault not in rows
+    for fault, (status, reason) in TIMED.items():
+        row = rows[fault]
+        assert (row["status"], row["reason"][: len(reason)]) == (status, reason), fault
+        assert bool(row["reason"]) == (status == "failed") and row["wall_s"] > 0, fault
+        check_artifacts(place.out / "artifacts" / row["run_id"], row, place.scratch)
+    check_noise(place.out / "artifacts" / rows["noise"]["run_id"])
 
-    @pytest.mark.parametrize("fault", TIMED)
-    def test_a_fault_in_timing_is_a_row(self, place: Any, fault: str) -> None:
-        status, reason = TIMED[fault]
-        (row,) = [row for row in place.rows() if fault_of(row) == fault]
-        assert row["status"] == status
-        assert row["reason"].startswith(reason) and (status == "failed") == bool(row["reason"])
-        assert row["wall_s"] > 0
-        directory = place.out / "artifacts" / row["run_id"]
-        assert (directory / "pyperf.json").exists() == (status == "ok")
-        for line in (directory / "messages.jsonl").read_text().splitlines():
-            assert json.loads(line)["type"]
-        log = (directory / "log.txt").read_text()
-        assert str(place.scratch) not in log and not (directory / "stderr.txt").exists()
-        assert len(log) < 5 << 20
 
-    def test_noise_costs_no_message(self, place: Any) -> None:
-        (row,) = [row for row in place.rows() if fault_of(row) == "noise"]
-        path = place.out / "artifacts" / row["run_id"] / "messages.jsonl"
-        messages = [json.loads(line) for line in path.read_text().splitlines()]
-        assert sum(m["type"] == "value" and not m["warmup"] for m in messages) == 3
-        assert [m["type"] for m in messages].count("done") == 1
-        assert "no message of the protocol" in (path.parent / "log.txt").read_text()
+def check_artifacts(directory: Path, row: dict[str, Any], scratch: Path) -> None:
+    """Messages that are messages, a log without this machine in it, and pyperf's file for what is ok."""
+    for line in (directory / "messages.jsonl").read_text().splitlines():
+        assert json.loads(line)["type"]
+    log = (directory / "log.txt").read_text()
+    assert str(scratch) not in log and not (directory / "stderr.txt").exists()
+    assert len(log) < 5 << 20
+    path = directory / "pyperf.json"
+    assert path.exists() == (row["status"] == "ok"), row["arm"]
+    if path.exists():
+        (benchmark,) = pyperf.BenchmarkSuite.load(str(path)).get_benchmarks()
+        assert (benchmark.get_name(), benchmark.get_nvalue()) == (row["case_id"], 3)
 
-    def test_pyperf_reads_what_was_timed(self, place: Any) -> None:
-        for row in place.rows():
-            if row["status"] == "ok":
-                path = place.out / "artifacts" / row["run_id"] / "pyperf.json"
-                (benchmark,) = pyperf.BenchmarkSuite.load(str(path)).get_benchmarks()
-                assert benchmark.get_name() == row["case_id"]
-                assert benchmark.get_nvalue() == 3
 
-    def test_nothing_is_left_running(self, place: Any) -> None:
-        assert place.alive() == []
-
-    def test_no_temporary_directory_is_left(self, place: Any) -> None:
-        assert [p.name for p in (place.out / "artifacts").glob(".*")] == []
+def check_noise(directory: Path) -> None:
+    """Not one message among the noise is lost."""
+    messages = [json.loads(line) for line in (directory / "messages.jsonl").read_text().splitlines()]
+    assert sum(m["type"] == "value" and not m["warmup"] for m in messages) == 3
+    assert [m["type"] for m in messages].count("done") == 1
+    assert "no message of the protocol" in (directory / "log.txt").read_text()
 
 
 # ------------------------------------------------------------------------------------ pieces of its own

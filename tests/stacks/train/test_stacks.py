@@ -8,8 +8,10 @@ once for each stack and judges what it wrote against the NumPy reference and `sp
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -168,31 +170,38 @@ class Seen:
         return {k.removeprefix(kind): v for k, v in self.arrays.items() if k.startswith(kind)}
 
 
-@cache
-def run_stack(name: str) -> dict[str, Seen]:
-    """One process, one framework, all points of a stack; one that dies leaves its last words at each."""
+def run_stack(name: str, out: Path) -> None:
+    """One process, one framework, all points of a stack, into `out`; a process that dies leaves its words."""
     stack = STACKS[name]
     with tempfile.TemporaryDirectory() as directory:
         places = {"cache": f"{directory}/cache", "platform": "cpu"}
         threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(registry.ROOT)}
         env = {**os.environ, **threads, **{k: v.format(**places) for k, v in stack.variables.items()}}
-        out = Path(directory) / "out.npz"
-        command = [sys.executable, "-m", "tests.stacks.train.test_stacks", name, str(out)]
+        written = Path(directory) / "out.npz"
+        command = [sys.executable, "-m", "tests.stacks.train.test_stacks", name, str(written)]
         done = subprocess.run(command, cwd=registry.ROOT, env=env, capture_output=True, text=True)
         if done.returncode:
-            return {point: Seen({"error": done.stderr[-4000:]}, {}) for point in points(stack)}
-        with np.load(out, allow_pickle=False) as file:
-            facts = json.loads(str(file["facts"]))
-            seen = {point: Seen(row, {}) for point, row in facts.items()}
-            for key in set(file.files) - {"facts"}:
-                point, _, array = key.partition(":")
-                seen[point].arrays[array] = file[key]
+            lost = {point: {"error": done.stderr[-4000:]} for point in points(stack)}
+            np.savez(written, facts=np.array(json.dumps(lost)))
+        shutil.copyfile(written, out)
+
+
+def read(path: Path) -> dict[str, Seen]:
+    with np.load(path, allow_pickle=False) as file:
+        facts = json.loads(str(file["facts"]))
+        seen = {point: Seen(row, {}) for point, row in facts.items()}
+        for key in set(file.files) - {"facts"}:
+            point, _, array = key.partition(":")
+            seen[point].arrays[array] = file[key]
     return seen
 
 
+RUNS: dict[str, dict[str, Seen]] = {}
+
+
 @pytest.fixture
-def seen(request: pytest.FixtureRequest) -> tuple[Point, Seen]:
-    """A point of a stack, and what happened there."""
+def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Point, Seen]:
+    """A point of a stack, and what happened there: run once, whichever test process comes first."""
     name, _, point = request.param.partition("/")
     stack = STACKS[name]
     missing = [d for d in stack.requires if not planning.installed(d)]
@@ -200,13 +209,22 @@ def seen(request: pytest.FixtureRequest) -> tuple[Point, Seen]:
         pytest.skip(f"{', '.join(missing)} not installed")
     if "c++ compiler" in stack.needs and not planning.compiler():
         pytest.skip("no C++ compiler")
-    found = run_stack(name)[point]
+    if name not in RUNS:
+        folder = tmp_path_factory.getbasetemp()
+        folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+        with (folder / f"stack-{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            out = folder / f"stack-{name}.npz"
+            if not out.exists():
+                run_stack(name, out)
+        RUNS[name] = read(out)
+    found = RUNS[name][point]
     assert "error" not in found.facts, found.facts["error"]
     return points(stack)[point], found
 
 
 def each(wanted: Any = lambda point: True) -> Any:
-    """Parametrises a test by every point of every stack; all tests of one stack run in one test process."""
+    """Parametrises a test by every point of every stack; one test process a stack, where xdist can."""
     rows = []
     for name in PYTHON:
         marks = [pytest.mark.xdist_group(f"stack-{name}"), pytest.mark.timeout(900)]
@@ -290,7 +308,7 @@ def test_recomputed_blocks_drop_the_same_elements(
     """From the same seed, with and without recomputation, gradients agree: the backward pass saw the mask."""
     _, found = seen
     name = request.node.callspec.params["seen"].partition("/")[0]
-    everything = run_stack(name)
+    everything = RUNS[name]
     plain, without = everything["own-dropout-none"], everything["gpt2-default"]
     assert found.facts["losses"][0] == pytest.approx(plain.facts["losses"][0], rel=1e-5)
     assert found.facts["losses"][0] != pytest.approx(without.facts["losses"][0], rel=1e-4)
