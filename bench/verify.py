@@ -186,6 +186,7 @@ def add_certain_noise(
 
     Storing a weight rounds it: half a unit of |w| against what training moved (gains near 1 move little).
     A norm is one number: elementwise round-off d moves a norm of n elements by norm(d) / (norm(w) sqrt(n)).
+    A gradient's norm may be off by as much as the gradient: clipping's own round-off scales all of it.
     """
     import numpy as np
 
@@ -199,7 +200,7 @@ def add_certain_noise(
         if part.zero_gradient:
             continue
         count = math.sqrt(p.size * max(float(part.select.mean()), 1e-30))
-        raise_to("gradient_norm", p.name, noise.get(("gradient", part.name), 0.0) / count)
+        raise_to("gradient_norm", p.name, noise.get(("gradient", part.name), 0.0))
         index = spec.sample_indices(p.name, p.size)
         true = reference[f"weight/{p.name}"][part.select]
         size = max(float(np.linalg.norm(true)), 1e-30)

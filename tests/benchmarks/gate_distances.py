@@ -35,7 +35,8 @@ def show(name: str, family: str, precision: str, rows: list[faults.verify.Row]) 
         text += f" (numerically {faults.distance(numeric)[0]:.2g})"
         print(f"| {name} | {family}, {precision} | {text} | another dtype |")
     else:
-        print(f"| {name} | {family}, {precision} | {text} | {ratio:.2g} |")
+        shown = f"{ratio:.2g}" if worst.tolerance else f"{worst.error:.0%} of choices differ, 0 % may"
+        print(f"| {name} | {family}, {precision} | {text} | {shown} |")
 
 
 if __name__ == "__main__":
