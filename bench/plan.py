@@ -214,7 +214,8 @@ def skip_reason(
     if not check_installed:
         return None
     if the_arm.interpreter is None:
-        missing = [name for name in stack.requires if not installed(name)]
+        wanted = stack.requires + (stack.requires_cuda if device.kind == "cuda" else ())
+        missing = [name for name in wanted if not installed(name)]
         if missing:
             return f"{', '.join(missing)} not installed: {stack.install or 'see the file of the stack'}"
     elif not the_arm.interpreter.exists():

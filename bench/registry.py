@@ -29,6 +29,7 @@ class Stack:
     framework: str = ""
     summary: str = ""
     requires: tuple[str, ...] = ()  # distributions that must be installed
+    requires_cuda: tuple[str, ...] = ()  # and these on a CUDA device
     needs: tuple[str, ...] = ()  # tools of the machine: "c++ compiler"
     install: str = ""  # what to type where `requires` is not met
     devices: tuple[str, ...] = ("cpu", "cuda")
@@ -46,7 +47,7 @@ TOOLS = {  # what `needs` may name: the variable and the programs by which it is
     "c++ compiler": ("CXX", "g++", "clang++", "c++"),
     "c compiler": ("CC", "cc", "gcc", "clang"),
 }
-LISTS = ("requires", "needs", "devices", "build", "argv", "version")
+LISTS = ("requires", "requires_cuda", "needs", "devices", "build", "argv", "version")
 DICTS = ("options", "variants", "axes", "variables")
 FIELDS = {f.name for f in dataclasses.fields(Stack)} - {"name", "domain", "file"}
 

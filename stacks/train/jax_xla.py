@@ -24,6 +24,7 @@ STACK = {
     "framework": "jax",
     "summary": "JAX: one jitted step, donated buffers, XLA's fusion",
     "requires": ["jax", "jaxlib"],
+    "requires_cuda": ["jax-cuda13-plugin"],
     "devices": ["cpu", "cuda"],
     "install": "pip install jax (a CUDA device: pip install 'jax[cuda13]')",
     "axes": {"attention": {"cpu": ["best", "math"], "cuda": ["best", "math", "cudnn"]}},

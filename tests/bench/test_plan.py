@@ -429,3 +429,12 @@ def test_writing_is_atomic(tmp_path: Path) -> None:
     planning.write_atomic(path, "two")
     assert path.read_text() == "two"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_cuda_device_needs_its_own_distributions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "installed", lambda name: name != "jax-cuda13-plugin")
+    quick, _ = suites.load("quick")
+    for device, skipped in ((devices.known("h200"), True), (CPU, False)):
+        made = planning.make(quick, device)
+        reasons = {case.skip for case in made.cases if case.stack == "jax-xla"}
+        assert all(("jax-cuda13-plugin not installed" in (reason or "")) == skipped for reason in reasons)
