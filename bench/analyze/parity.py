@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bench.store import Tables
 
-MEASURES = ("loss", "gradient", "weight", "weight_norm", "dtype", "routing", "error_ratio")
+MEASURES = ("loss", "gradient", "gradient_norm", "weight", "weight_norm", "dtype", "routing", "error_ratio")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

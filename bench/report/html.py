@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import string
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from types import ModuleType
 from typing import Final
 
 from bench.analyze import Analysis
+from bench.plan import write_atomic
 from bench.report import sections, words
 from bench.report.figures.style import Look, to_svg
 from bench.report.sections import e
@@ -27,24 +27,16 @@ process of every arm, back to back in balanced order.</p>
 Hodges–Lehmann estimates of the per-round log-ratios with the exact Wilcoxon interval: 96.9 % with 6 rounds;
 fewer give no 95 % interval, and none is shown. Only cases that passed the parity gate have a time, and only
 complete rounds enter a ratio. Compile time is the first step minus a median step.</p>
-<p>The argument is in <code>METHODOLOGY.md</code>: “The same work”, “The timed value”, “Rounds, order,
-intervals”, “Caches” and “FLOPs and MFU”. The numbers are in <code>tables/</code> beside this page, the raw
+<p>The argument is in <code>METHODOLOGY.md</code>: “The same work first, time second”, “The timed
+value”, “Rounds and intervals” and “FLOPs, MFU, memory”. The numbers are in
+<code>tables/</code> beside this page, the raw
 artifacts in <code>artifacts/</code>.</p>
 """
 
 
 def write(path: Path, tables: Tables, analysis: Analysis) -> None:
     """The page, put in place by one rename. Raises OSError."""
-    text = page(tables, analysis)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomic(path, page(tables, analysis))
 
 
 def page(tables: Tables, analysis: Analysis) -> str:
