@@ -407,13 +407,14 @@ def test_a_slow_device_is_not_driven_beyond_the_budget() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_ceilings_of_this_cpu(framework: str) -> None:
     if framework not in ceilings.frameworks():
         pytest.skip(f"{framework} is not installed")
     start = time.perf_counter()
     rows = ceilings.run_one(framework, devices.cpu())
-    assert time.perf_counter() - start < 90
+    assert time.perf_counter() - start < 280
     found = {(row["metric"], row["dtype"]): row for row in rows}
     assert (
         found["copy_bytes_per_s", None]["value"] > 1e8

@@ -21,6 +21,7 @@ from tests.fixtures.runs import COMPILER, OUTSIDE, PATIENCE_S, Workplace, plain_
 needs_cc = pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler `cc` here")
 needs_torch = pytest.mark.skipif(not planning.installed("torch"), reason="torch is not installed")
 slow = pytest.mark.slow
+pytestmark = pytest.mark.timeout(900)  # for hangs alone
 
 
 def cpu_of_this_worker() -> str:

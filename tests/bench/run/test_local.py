@@ -23,7 +23,7 @@ from tests.fixtures.runs import OUTSIDE, PATIENCE_S, Workplace, needs_compiler, 
 def whole_run(test: Any) -> Any:
     """Of the command line, in processes of its own."""
     linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what is left running")
-    return linux(needs_compiler(pytest.mark.slow(test)))
+    return linux(needs_compiler(pytest.mark.slow(pytest.mark.timeout(900)(test))))
 
 
 @contextlib.contextmanager

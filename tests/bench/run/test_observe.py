@@ -45,6 +45,7 @@ def fault_of(row: dict[str, Any]) -> str:
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_hostile_workers(tmp_path: Path) -> None:
     """One run of every fault, beside a worker that does its work."""
     place = Workplace(tmp_path, [*GATE, *filter(None, TIMED)], rounds=1, timeout_s=TIMEOUT_S)
