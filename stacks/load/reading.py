@@ -1,0 +1,384 @@
+"""What the Python loaders share: reading documents, opening a tokenizer, packing rows, and the stage clock.
+
+    documents       text out of files, as a user of Python's fast libraries reads it, one format a function
+    open_tokenizer  one interface over `tokenizers` and fastokens: `encode_batch(texts) -> (ids, offsets)`
+    Packer          a stream of token ids into batches, without one Python object a token
+    shares          files over workers so that reading the workers round-robin keeps the order of documents
+    Stages          CPU nanoseconds of a stage of the pipeline, for the breakdown alone
+
+Empty documents are left out by whoever packs (`Packer.add` takes the ids of documents that are not empty).
+No STACK is in here, so this file is no competitor; it imports its libraries where they are used.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+READ_BYTES = 1 << 20  # decompressed or read at a time
+WINDOW = 1024  # documents that shuffle `block` mixes after permuting files
+
+
+# ------------------------------------------------------------------------------------------ documents
+def documents(files: Iterable[Path], format: str, stages: Stages | None = None) -> Iterator[str]:
+    """Documents in the order of `files` and of their records, empty ones left out.
+
+    Raises FileNotFoundError for a file that is gone, and what the library raises for one it cannot read.
+    """
+    read = READERS[format]
+    for path in files if format != "text" else text_files(files):
+        for text in read(path, stages):
+            if text:
+                yield text
+
+
+def chunks(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Lists of `size` documents, the last one shorter."""
+    texts = iter(texts)
+    while chunk := list(islice(texts, size)):
+        yield chunk
+
+
+def _loads() -> Callable[[bytes], Any]:
+    """orjson where it is installed: 1.8 times as fast as the standard library's json."""
+    try:
+        from orjson import loads
+    except ImportError:
+        from json import loads
+    return loads
+
+
+def _decoded(lines: Iterable[bytes], stages: Stages | None) -> Iterator[str]:
+    loads = _loads()
+    if stages is None:
+        for line in lines:
+            yield loads(line)["text"]
+        return
+    lines = iter(lines)
+    while True:
+        with stages.of("read"):
+            block = list(islice(lines, 64))
+        if not block:
+            return
+        with stages.of("decode"):
+            texts = [loads(line)["text"] for line in block]
+        yield from texts
+
+
+def read_jsonl(path: Path, stages: Stages | None = None) -> Iterator[str]:
+    with path.open("rb", buffering=READ_BYTES) as file:
+        yield from _decoded(file, stages)
+
+
+def read_jsonl_zst(path: Path, stages: Stages | None = None) -> Iterator[str]:
+    """Decompressed as a stream; a truncated frame is an error and no early end."""
+    import io
+
+    import zstandard
+
+    with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(
+        file, read_size=READ_BYTES, read_across_frames=True
+    ) as stream, io.BufferedReader(stream, READ_BYTES) as lines:  # fmt: skip
+        yield from _decoded(lines, stages)
+
+
+def read_parquet(path: Path, stages: Stages | None = None) -> Iterator[str]:
+    """A row group at a time through pyarrow where it is installed, else the file through polars."""
+    for column in parquet_columns(path, stages):
+        if stages is None:
+            yield from column.to_pylist() if hasattr(column, "to_pylist") else column.to_list()
+        else:
+            with stages.of("build"):
+                texts = column.to_pylist() if hasattr(column, "to_pylist") else column.to_list()
+            yield from texts
+
+
+def parquet_columns(path: Path, stages: Stages | None = None) -> Iterator[Any]:
+    """The column `text` in pieces: pyarrow arrays (a row group each), or the polars series of the file."""
+    try:
+        import pyarrow.parquet as pq
+    except ImportError:
+        import polars as pl
+
+        with (stages or NOTHING).of("decode"):
+            column = pl.read_parquet(path, columns=["text"], glob=False)["text"]
+        yield column
+        return
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            with (stages or NOTHING).of("decode"):
+                column = file.read_row_group(group, columns=["text"], use_threads=False)["text"]
+            yield column
+
+
+def text_files(paths: Iterable[Path]) -> Iterator[Path]:
+    """Text files as they are given; of a directory, its files by name."""
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(path.glob("*.txt"))
+        else:
+            yield path
+
+
+def read_text(path: Path, stages: Stages | None = None) -> Iterator[str]:
+    with (stages or NOTHING).of("read"):
+        data = path.read_bytes()
+    yield data.decode()
+
+
+READERS: dict[str, Callable[[Path, Any], Iterator[str]]] = {
+    "jsonl": read_jsonl,
+    "jsonl.zst": read_jsonl_zst,
+    "parquet": read_parquet,
+    "text": read_text,
+}
+
+
+def permuted(files: Sequence[Path], shuffle: str, seed: int) -> list[Path]:
+    """The files in their order, or for shuffle `block` in one that the seed determines."""
+    files = list(files)
+    if shuffle == "block":
+        random.Random(seed).shuffle(files)
+    return files
+
+
+def windowed(texts: Iterable[str], shuffle: str, seed: int, size: int = WINDOW) -> Iterator[str]:
+    """The documents in their order; for shuffle `block` through a buffer of `size`, each drawn at random."""
+    if shuffle == "none":
+        yield from texts
+        return
+    texts, draw = iter(texts), random.Random(seed)
+    window = list(islice(texts, size))
+    for text in texts:
+        place = draw.randrange(size)
+        window[place], text = text, window[place]
+        yield text
+    draw.shuffle(window)
+    yield from window
+
+
+def shares(files: Sequence[Path], workers: int) -> list[list[Path]]:
+    """Files dealt out: worker w has files w, w + workers, …; every worker's share keeps the order."""
+    return [list(files[w::workers]) for w in range(workers)]
+
+
+# ------------------------------------------------------------------------------------------ tokenizers
+Encoded = tuple[np.ndarray, np.ndarray]  # ids int32 [tokens] of all documents, offsets int64 [documents + 1]
+
+
+class HfTokenizer:
+    """Hugging Face `tokenizers`: ids come as Python lists, which is that library's only interface.
+
+    `batch`: False encodes a document at a time, True with `encode_batch_fast` (threads of its own).
+    """
+
+    name = "tokenizers"
+
+    def __init__(self, path: Path, batch: bool = True) -> None:
+        import tokenizers
+
+        tok = tokenizers.Tokenizer.from_file(str(path))
+        tok.no_truncation()
+        tok.no_padding()
+        tok.encode_special_tokens = True  # text never becomes a special token
+        self.path, self.batch, self._tok = path, batch, tok
+
+    def __reduce__(self) -> Any:
+        return HfTokenizer, (self.path, self.batch)
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tok.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_batch(self, texts: list[str]) -> Encoded:
+        if self.batch:
+            lists = [e.ids for e in self._tok.encode_batch_fast(texts, add_special_tokens=False)]
+        else:
+            lists = [self._tok.encode(text, add_special_tokens=False).ids for text in texts]
+        offsets = np.zeros(len(lists) + 1, np.int64)
+        np.cumsum([len(ids) for ids in lists], out=offsets[1:])
+        ids = np.fromiter(chain.from_iterable(lists), np.int32, count=int(offsets[-1]))
+        return ids, offsets
+
+
+class FastTokenizer:
+    """fastokens: a batch into one flat buffer, with its threads (Rayon) and without Python's lock."""
+
+    name = "fastokens"
+
+    def __init__(self, path: Path, batch: bool = True) -> None:
+        import fastokens
+
+        self.path, self.batch = path, batch
+        self._tok = fastokens.Tokenizer.from_file(str(path))
+        self._tok.no_truncation()
+        self._tok.no_padding()
+
+    def __reduce__(self) -> Any:
+        return FastTokenizer, (self.path, self.batch)
+
+    def encode(self, text: str) -> np.ndarray:
+        ids, _ = self._tok.encode_batch_flat([text], False, True)
+        return np.frombuffer(ids, np.int32)
+
+    def encode_batch(self, texts: list[str]) -> Encoded:
+        if self.batch:
+            ids, offsets = self._tok.encode_batch_flat(texts, False, True)
+            return np.frombuffer(ids, np.int32), np.frombuffer(offsets, np.int64)
+        parts = [self.encode(text) for text in texts]
+        offsets = np.zeros(len(parts) + 1, np.int64)
+        np.cumsum([len(ids) for ids in parts], out=offsets[1:])
+        return np.concatenate(parts) if parts else np.empty(0, np.int32), offsets
+
+
+ENGINES: dict[str, type[HfTokenizer] | type[FastTokenizer]] = {"hf": HfTokenizer, "fast": FastTokenizer}
+
+
+def open_tokenizer(path: Path, engine: str, batch: bool = True) -> HfTokenizer | FastTokenizer:
+    """`hf` or `fast` (fastokens); `batch` False encodes one document at a time. Both give int32 ids."""
+    if engine not in ENGINES:
+        raise ValueError(f"tokenizer engine {engine!r}; valid: {', '.join(ENGINES)}")
+    return ENGINES[engine](path, batch)
+
+
+def with_ends(encoded: Encoded, end: int) -> np.ndarray:
+    """One stream of ids: every document that has any, followed by end-of-text. int32 [tokens + documents]."""
+    ids, offsets = encoded
+    stops = offsets[1:]
+    if not (np.diff(offsets) > 0).all():
+        stops = stops[np.diff(offsets) > 0]
+    out = np.empty(len(ids) + len(stops), np.int32)
+    places = stops + np.arange(len(stops))  # of the end-of-text tokens in `out`
+    keep = np.ones(len(out), np.bool_)
+    keep[places] = False
+    out[places] = end
+    out[keep] = ids
+    return out
+
+
+def set_threads(threads: int) -> None:
+    """Threads of the tokenizers' pools, before the first use of one in this process and its children."""
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+
+
+# ------------------------------------------------------------------------------------------ packing
+class Packer:
+    """Fills rows of `sequence + 1` from a stream of ids and gives batches out when they are full.
+
+    `add(stream)` takes int32 ids that already carry their ends (`with_ends`); `flush()` fills the last batch
+    up with end-of-text. `padding` counts those tokens.
+    """
+
+    def __init__(self, batch: int, sequence: int, end: int) -> None:
+        self.shape, self.end = (batch, sequence + 1), end
+        self.size = batch * (sequence + 1)
+        self.padding = 0
+        self._buffer = np.empty(self.size, np.int32)
+        self._have = 0
+
+    def add(self, stream: np.ndarray) -> Iterator[np.ndarray]:
+        """Take `stream` int32 [n]; yield every batch int32 [batch, sequence + 1] that it completes."""
+        start = 0
+        while start < len(stream):
+            take = min(self.size - self._have, len(stream) - start)
+            self._buffer[self._have : self._have + take] = stream[start : start + take]
+            self._have, start = self._have + take, start + take
+            if self._have == self.size:
+                full, self._buffer, self._have = self._buffer, np.empty(self.size, np.int32), 0
+                yield full.reshape(self.shape)
+
+    def flush(self) -> Iterator[np.ndarray]:
+        """The last batch, filled up; nothing where none was begun."""
+        if self._have:
+            self._buffer[self._have :] = self.end
+            self.padding += self.size - self._have
+            full, self._buffer, self._have = self._buffer, np.empty(self.size, np.int32), 0
+            yield full.reshape(self.shape)
+
+
+def pack(
+    texts: Iterable[list[str]], tokenizer: Any, packer: Packer, stages: Stages | None = None
+) -> Iterator[np.ndarray]:
+    """Chunks of documents into batches of one stream: tokenize, close every document, pack, fill up."""
+    clock = stages or NOTHING
+    for chunk in texts:
+        with clock.of("tokenize"):
+            encoded = tokenizer.encode_batch(chunk)
+        with clock.of("pack"):
+            full = list(packer.add(with_ends(encoded, packer.end)))
+        yield from full
+    yield from packer.flush()
+
+
+# ------------------------------------------------------------------------------------------ stages
+class Stages:
+    """CPU nanoseconds of each stage, by thread, kept by process: one small file a process in `folder`.
+
+    Picklable; a worker process writes its file with `save`, the parent reads all of them with `totals`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._ns = Path(folder), {}
+        self._ns: dict[str, int]
+
+    def __reduce__(self) -> Any:
+        return Stages, (self.folder,)
+
+    def add(self, stage: str, cpu_ns: int) -> None:
+        self._ns[stage] = self._ns.get(stage, 0) + cpu_ns
+
+    @contextmanager
+    def of(self, stage: str) -> Iterator[None]:
+        """The CPU time that this thread spends inside."""
+        started = time.thread_time_ns()
+        try:
+            yield
+        finally:
+            self.add(stage, time.thread_time_ns() - started)
+
+    def save(self) -> None:
+        """Write this process's file, by rename; it is a running total, so that saving often is harmless."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        target = self.folder / f"stages-{os.getpid()}-{id(self)}.json"
+        temporary = target.with_suffix(".new")
+        temporary.write_text(json.dumps(self._ns))
+        temporary.replace(target)
+
+    def totals(self) -> dict[str, int]:
+        """CPU nanoseconds a stage, over all files of the folder, this process's included."""
+        self.save()
+        total: dict[str, int] = {}
+        for path in self.folder.glob("stages-*.json"):
+            for stage, ns in json.loads(path.read_text()).items():
+                total[stage] = total.get(stage, 0) + ns
+        return total
+
+
+class _Nothing:
+    """Stages that count nothing, where the block is large enough that asking costs nothing."""
+
+    @contextmanager
+    def of(self, stage: str) -> Iterator[None]:
+        yield
+
+    def save(self) -> None:
+        pass
+
+
+NOTHING = _Nothing()
+
+
+def versions(*distributions: str) -> dict[str, str]:
+    """Installed versions, for a loader's manifest."""
+    return {name: importlib.metadata.version(name) for name in distributions}
