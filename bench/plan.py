@@ -9,19 +9,17 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from bench import registry
+from bench import domains, registry
 from bench.devices import Device
-from bench.errors import UserError, did_you_mean
+from bench.errors import UserError
 from bench.suite import ArmSpec, Suite, arm
-from stacks.train import spec
 
 SCHEMA_VERSION = 1
-DEFAULT_SLUG = ("batch", "sequence", "precision")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,12 +39,13 @@ class Case:
     model: dict[str, Any]
     axes: dict[str, Any]
     tokens_per_step: int
-    flops_per_step: int
-    flops_per_step_noncausal: int
-    flops_per_step_executed: int
-    memory_lower_bound_bytes: int
-    memory_predicted_bytes: int
+    flops_per_step: int | None
+    flops_per_step_noncausal: int | None
+    flops_per_step_executed: int | None
+    memory_lower_bound_bytes: int | None
+    memory_predicted_bytes: int | None
     skip: str | None = None
+    grid: dict[str, list[Any]] = dataclasses.field(default_factory=dict)  # options that the gate calibrates
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,32 +89,35 @@ def make(
 ) -> Plan:  # fmt: skip
     """Every case of the suite on a device. Raises UserError for what the user can correct."""
     paths = [Path(p) for p in suite.path]
-    stacks, models = registry.stacks("train", paths), registry.train_models(paths)
     found: dict[str, Case] = {}
+    unused = dict.fromkeys(overrides or {})
     for matrix in suite.matrix:
-        workloads = [matrix.workload] if isinstance(matrix.workload, str) else matrix.workload
-        axes, arms = {**matrix.axes, **(overrides or {})}, {a: arm(suite, a, stacks) for a in matrix.arms}
-        names, choices = list(axes), [v if isinstance(v, list) else [v] for v in axes.values()]
-        for workload in workloads:
-            model = find_model(suite, workload, models)
-            for point in itertools.product(*choices):
-                try:
-                    full = spec.resolve_axes(model, dict(zip(names, point, strict=True)), device.kind)
-                except ValueError as error:
-                    raise UserError(
-                        f"suite {suite.name}: {workload}: {error}",
-                        next_command=f"stackbench plan {suite.name}",
-                    ) from None
-                common = common_facts(workload, model, full)
+        for workload in [matrix.workload] if isinstance(matrix.workload, str) else matrix.workload:
+            domain, model = domains.find(
+                f"suite {suite.name}", workload, paths, f"stackbench plan {suite.name}"
+            )
+            mine = {name: value for name, value in (overrides or {}).items() if name in domain.axes}
+            for name in mine:
+                unused.pop(name, None)
+            stacks = registry.stacks(domain.name, paths)
+            arms = {a: arm(suite, a, stacks) for a in matrix.arms}
+            for axes in points(suite, domain, workload, model, {**matrix.axes, **mine}, device):
+                common = common_facts(domain, workload, model, axes)
                 for name, the_arm in arms.items():
                     stack = stacks[the_arm.stack]
-                    case = make_case(name, the_arm, stack, common, device, check_installed)
+                    case = make_case(suite, name, the_arm, stack, common, device, check_installed)
                     first = found.setdefault(case.case_id, case)
                     if first.arm != name:
                         raise UserError(
                             f"suite {suite.name}: arms {first.arm!r} and {name!r} are both written "
                             f"{case.case_id}: rename one"
                         )
+    if unused:
+        raise UserError(
+            f"--set {next(iter(unused))}: no workload of suite {suite.name} has this axis",
+            valid=sorted({n for case in found.values() for n in case.axes}),
+            next_command=f"stackbench plan {suite.name}",
+        )
     if not found:
         raise UserError(
             f"suite {suite.name} has no case: a list of workloads, arms or values of an axis is empty",
@@ -133,37 +135,38 @@ def make(
     return Plan(suite=plan_suite, device=row, measure=suite.measure(device.kind), cases=chosen)
 
 
-def find_model(suite: Suite, workload: str, models: Mapping[str, spec.Model]) -> spec.Model:
-    domain, _, name = workload.partition("/")
-    if domain != "train" or name not in models:
-        known = [f"train/{m}" for m in models]
-        message = f"suite {suite.name}: unknown workload {workload!r}{did_you_mean(workload, known)}"
-        raise UserError(message, valid=known, next_command=f"stackbench plan {suite.name}")
-    return models[name]
+def points(
+    suite: Suite, domain: domains.Domain, workload: str, model: Any, axes: Mapping[str, Any], device: Device
+) -> Iterator[dict[str, Any]]:
+    """Every combination of the axes, resolved."""
+    choices = [value if isinstance(value, list) else [value] for value in axes.values()]
+    for point in itertools.product(*choices):
+        try:
+            yield domain.resolve(workload, model, dict(zip(axes, point, strict=True)), device.kind)
+        except ValueError as error:
+            raise UserError(
+                f"suite {suite.name}: {workload}: {error}", next_command=f"stackbench plan {suite.name}"
+            ) from None
 
 
-def common_facts(workload: str, model: spec.Model, axes: dict[str, Any]) -> dict[str, Any]:
+def common_facts(domain: domains.Domain, workload: str, model: Any, axes: dict[str, Any]) -> dict[str, Any]:
     """The fields of a Case that are the same for all arms of a group."""
-    shape, tokens, t = _shape(model), spec.tokens_per_step(axes), int(axes["sequence"])
-    slug = slug_of(workload, axes)
+    shape, slug = domain.shape(model), domain.slug_of(workload, axes)
     return {
         "group": f"{slug}.{digest({'workload': workload, 'model': shape, 'axes': axes})}",
-        "workload": workload, "model": shape, "axes": axes, "tokens_per_step": tokens,
-        "flops_per_step": tokens * spec.flops_per_token(model, t),
-        "flops_per_step_noncausal": tokens * spec.flops_per_token(model, t, causal=False),
-        "flops_per_step_executed": tokens * spec.flops_per_token(model, t, executed=True),
-        "memory_lower_bound_bytes": spec.memory_lower_bound_bytes(model, axes),
-        "memory_predicted_bytes": spec.memory_predicted_bytes(model, axes),
+        "workload": workload, "model": shape, "axes": axes,
+        **dict.fromkeys(domains.CASE_FACTS), **domain.facts(model, axes),
     }  # fmt: skip
 
 
 def make_case(
-    name: str, the_arm: ArmSpec, stack: registry.Stack, common: Mapping[str, Any], device: Device,
-    check_installed: bool,
+    suite: Suite, name: str, the_arm: ArmSpec, stack: registry.Stack, common: Mapping[str, Any],
+    device: Device, check_installed: bool,
 ) -> Case:  # fmt: skip
     options = {**stack.variants[the_arm.variant], **the_arm.options}
+    grid = grid_of(suite, the_arm, stack)
     identity = {k: common[k] for k in ("workload", "model", "axes")}
-    identity.update(stack=stack.name, options=options)
+    identity.update(stack=stack.name, options={"grid": grid} if grid else options)
     slug = common["group"].rpartition(".")[0]
     written = f"{slug}.{name.replace(':', '-')}"
     if not re.fullmatch(r"[\w.=+-]+", written):  # it names files
@@ -171,59 +174,93 @@ def make_case(
             f"{written!r}: a name of a workload or an arm has a character that a case id cannot have",
             valid=["letters", "digits", ". _ = + -"],
         )
-    lower = common["memory_lower_bound_bytes"]
+    interpreter = interpreter_of(the_arm, stack)
     return Case(
         case_id=f"{written}.{digest(identity)}", arm=name, stack=stack.name, stack_file=str(stack.file),
         variant=the_arm.variant, options=options,
-        interpreter=str(the_arm.interpreter) if the_arm.interpreter else None,
-        variables=dict(the_arm.variables),
-        skip=skip_reason(stack, the_arm, common["axes"], device, lower, check_installed), **common,
+        interpreter=str(interpreter) if interpreter else None, variables=dict(the_arm.variables), grid=grid,
+        skip=skip_reason(stack, the_arm, common, device, check_installed), **common,
     )  # fmt: skip
 
 
-@lru_cache(maxsize=256)
-def _shape(model: spec.Model) -> dict[str, Any]:
-    return dict(dataclasses.asdict(model))
+def grid_of(suite: Suite, the_arm: ArmSpec, stack: registry.Stack) -> dict[str, list[Any]]:
+    """The options of a stack that the gate calibrates: its whole grid, for the arm that asks for no point."""
+    chosen = the_arm.options or the_arm.variant != "default"
+    if not suite.calibrate or chosen or not domains.DOMAINS[stack.domain].calibrated:
+        return {}
+    return {name: list(values) for name, values in stack.options.items()}
 
 
-def slug_of(workload: str, axes: Mapping[str, Any]) -> str:
-    """`gpt-tiny.b8-s64-fp32`, and every axis that is not at its default."""
-    parts = [f"b{axes['batch']}", f"s{axes['sequence']}", str(axes["precision"])]
-    for name, axis in spec.AXES.items():
-        if name not in DEFAULT_SLUG and axes[name] != axis.default:
-            parts.append(f"{name}={axes[name]}")
-    return f"{workload.split('/', 1)[1]}.{'-'.join(parts)}"
+def interpreter_of(the_arm: ArmSpec, stack: registry.Stack) -> Path | None:
+    """The arm's own, else that of the stack's environment; None for the timed environment."""
+    if the_arm.interpreter is not None or not stack.environment:
+        return the_arm.interpreter
+    return registry.environment(stack.environment) / "bin" / "python"
 
 
 def skip_reason(
-    stack: registry.Stack, the_arm: ArmSpec, axes: Mapping[str, Any], device: Device, lower: int,
-    check_installed: bool,
-) -> str | None:  # fmt: skip
+    stack: registry.Stack, the_arm: ArmSpec, common: Mapping[str, Any], device: Device, check_installed: bool
+) -> str | None:
     """Why this case cannot run, as far as the plan can know; None where it can."""
+    axes, lower = common["axes"], common["memory_lower_bound_bytes"]
     if device.kind not in stack.devices:
         return f"{stack.name} does not run on a {device.kind} device"
     for axis, by_kind in stack.axes.items():
         valid = by_kind.get(device.kind)
         if valid is not None and axes[axis] not in valid:
             return f"{stack.name} has no {axis} = {axes[axis]} on a {device.kind} device (it has {valid})"
-    if device.memory_bytes is not None and lower > device.memory_bytes:
+    if refused := domains.DOMAINS[stack.domain].refusal(axes, device):
+        return refused
+    if device.memory_bytes is not None and lower is not None and lower > device.memory_bytes:
         return (
             f"needs at least {lower / 2**30:.1f} GiB (weights, gradients, moments, logits); "
             f"the device has {device.memory_bytes / 2**30:.1f} GiB"
         )
     if not check_installed:
         return None
-    if the_arm.interpreter is None:
-        wanted = stack.requires + (stack.requires_cuda if device.kind == "cuda" else ())
-        missing = [name for name in wanted if not installed(name)]
-        if missing:
-            return f"{', '.join(missing)} not installed: {stack.install or 'see the file of the stack'}"
-    elif not the_arm.interpreter.exists():
-        return f"interpreter {the_arm.interpreter} does not exist"
+    if missing := not_installed(stack, the_arm, device):
+        return missing
     for need in stack.needs:
         if not compiler(need):
             return f"no {need} found: apt-get install build-essential"
     return None
+
+
+def not_installed(stack: registry.Stack, the_arm: ArmSpec, device: Device) -> str | None:
+    """What of the stack's environment is missing, and what to type; None where all is there."""
+    wanted = stack.requires + (stack.requires_cuda if device.kind == "cuda" else ())
+    if the_arm.interpreter is not None:
+        if not the_arm.interpreter.exists():
+            return f"interpreter {the_arm.interpreter} does not exist"
+        return None
+    if not stack.environment:
+        missing = [name for name in wanted if not installed(name)]
+        how = stack.install or "see the file of the stack"
+        return f"{', '.join(missing)} not installed: {how}" if missing else None
+    how = stack.install or f"make setup-{stack.environment}"
+    place = registry.environment(stack.environment)
+    if not (place / "bin" / "python").exists():
+        return f"the environment {stack.environment!r} is not set up: {how}"
+    missing = [name for name in wanted if normal(name) not in distributions(place)]
+    if missing:
+        return f"{', '.join(missing)} not installed in the environment {stack.environment!r}: {how}"
+    return None
+
+
+def normal(name: str) -> str:
+    """A distribution's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@lru_cache(maxsize=16)
+def distributions(environment: Path) -> frozenset[str]:
+    """Names of what an environment and its .pth files hold, without starting its interpreter."""
+    places = list(environment.glob("lib*/python3*/site-packages"))
+    for path in [p for place in places for p in place.glob("*.pth")]:
+        lines = path.read_text(errors="replace").splitlines()
+        places += [Path(line) for line in lines if line.startswith("/") and Path(line).is_dir()]
+    found = {p.name for place in places for p in place.glob("*.dist-info")}
+    return frozenset(normal(name.removesuffix(".dist-info").rpartition("-")[0]) for name in found)
 
 
 @lru_cache(maxsize=64)
@@ -250,12 +287,6 @@ def compiler(need: str = "c++ compiler") -> str | None:
 
 
 # ------------------------------------------------------------------------------------------- expected cost
-FIRST_GUESS = {  # seconds, measured on a 2-core machine (facts: 4-7 s an observation), without a history
-    "cpu": {"observation_s": 8.0, "gate_s": 25.0, "flops_per_s": 6e10},
-    "cuda": {"observation_s": 30.0, "gate_s": 60.0, "flops_per_s": 2e14},
-}
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
     observation_s: float
@@ -265,15 +296,12 @@ class Estimate:
 
 def estimate(case: Case, plan: Plan, history: Mapping[str, Mapping[str, float]]) -> Estimate:
     """Seconds of one observation and of the gate: from earlier runs of the case, else a stated guess."""
+    guess = domains.of(case.workload).guess(case, plan.suite, plan.measure, plan.device["kind"])
     seen = history.get(case.case_id)
     if seen and "observation_s" in seen:
-        gate = seen.get("gate_s", FIRST_GUESS[plan.device["kind"]]["gate_s"])
+        gate = seen.get("gate_s", guess.gate_s)
         return Estimate(observation_s=seen["observation_s"], gate_s=gate, source="earlier runs")
-    guess, measure = FIRST_GUESS[plan.device["kind"]], plan.measure
-    step = case.flops_per_step_executed / guess["flops_per_s"]
-    busy = max(measure["warmup_s"], 3 * step) + plan.suite["values"] * max(measure["value_s"], step)
-    gate = guess["gate_s"] + 3 * plan.suite["parity_steps"] * step
-    return Estimate(observation_s=guess["observation_s"] / 2 + busy, gate_s=gate, source="estimate")
+    return Estimate(observation_s=guess.observation_s, gate_s=guess.gate_s, source="estimate")
 
 
 def total_seconds(plan: Plan, rounds: int, history: Mapping[str, Mapping[str, float]]) -> float:

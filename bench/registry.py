@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -41,6 +42,7 @@ class Stack:
     build: tuple[str, ...] = ()  # other languages: {dir} and {build} are filled in
     argv: tuple[str, ...] = ()
     version: tuple[str, ...] = ()
+    environment: str = ""  # `.venvs/<environment>`, made by `make setup-<environment>`; "": the timed one
 
 
 TOOLS = {  # what `needs` may name: the variable and the programs by which it is found
@@ -107,8 +109,10 @@ def check_types(place: str, row: Mapping[str, Any]) -> None:
             raise UserError(f"{place}: {key} = {value!r}: must be a list of strings")
         if key in DICTS and not isinstance(value, dict):
             raise UserError(f"{place}: {key} = {value!r}: must be a table")
-        if key in ("role", "framework", "summary", "install") and not isinstance(value, str):
+        if key in ("role", "framework", "summary", "install", "environment") and not isinstance(value, str):
             raise UserError(f"{place}: {key} = {value!r}: must be a string")
+    if not re.fullmatch(r"[a-z0-9-]*", row.get("environment", "")):
+        raise UserError(f"{place}: environment = {row['environment']!r}: must be a name like 'peers'")
     unknown = sorted(set(row.get("needs", [])) - set(TOOLS))
     if unknown:
         raise UserError(f"{place}: unknown tool {unknown[0]!r} in needs", valid=sorted(TOOLS))
@@ -123,6 +127,11 @@ def check_options(stack: Stack, options: Mapping[str, Any], place: str) -> None:
         if value not in stack.options[key]:
             message = f"{place}: option {key} = {value!r} of stack {stack.name}"
             raise UserError(message, valid=[str(v) for v in stack.options[key]])
+
+
+def environment(name: str) -> Path:
+    """The directory of an environment of its own, beside the timed `.venv`."""
+    return ROOT / ".venvs" / name
 
 
 def roots(paths: Iterable[Path] = ()) -> list[Path]:

@@ -58,6 +58,10 @@ class Suite(BaseModel):
     parity_steps: int = Field(default=20, ge=1)
     reference_gflop: float = Field(default=250, ge=0)
     price_per_hour: float | None = Field(default=None, ge=0)
+    calibrate: bool = False  # loaders: each arm at the best of its stack's grid, found in runs apart
+    details: list[Literal["breakdown", "gil"]] = Field(
+        default=["breakdown", "gil"]
+    )  # loaders: observed apart
     corpus: Path | None = None
     tokenizer: Path | None = None
     path: list[Path] = Field(default_factory=list)
@@ -119,12 +123,13 @@ def load(
 
 def apply_settings(table: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
     """`key=value`: an axis (returned), or a key of the suite (put into `table`). Values are TOML or text."""
-    from stacks.train import spec
+    from bench.domains import AXES
 
     axes: dict[str, Any] = {}
+    own = set(Suite.model_fields) - {"name", "matrix", "arms"}
     for setting in settings:
         key, equals, text = setting.partition("=")
-        keys = [*spec.AXES, *sorted(set(Suite.model_fields) - {"name", "matrix", "arms"})]
+        keys = [*AXES, *sorted(own - set(AXES))]
         if not equals:
             raise UserError(f"--set {setting}: no value: write KEY=VALUE", valid=keys, next_command=SETTING)
         if key not in keys:
@@ -133,8 +138,18 @@ def apply_settings(table: dict[str, Any], settings: Iterable[str]) -> dict[str, 
                 valid=keys,
                 next_command=SETTING,
             )
-        (axes if key in spec.AXES else table)[key] = parse_value(text)
+        value = parse_value(text)
+        (axes if is_axis(key, value, AXES, own) else table)[key] = value
     return axes
+
+
+def is_axis(key: str, value: Any, axes: Mapping[str, Any], own: set[str]) -> bool:
+    """Whether a setting is an axis. One name is both, `tokenizer`: of the axis there are few values, the key
+    is the path of a file."""
+    if key in axes and key in own:
+        values = value if isinstance(value, list) else [value]
+        return all(v in axes[key].values for v in values)
+    return key in axes
 
 
 def parse_value(text: str) -> Any:

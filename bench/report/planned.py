@@ -49,7 +49,8 @@ def document(plan: planning.Plan, history: History, price_per_hour: float | None
 
 def device_document(plan: planning.Plan) -> dict[str, Any]:
     device = plan.device
-    dtypes = {PEAK_DTYPE.get(p, p) for p in (str(case.axes["precision"]) for case in plan.cases)}
+    precisions = {str(case.axes["precision"]) for case in plan.cases if "precision" in case.axes}
+    dtypes = {PEAK_DTYPE.get(p, p) for p in precisions}
     return {
         "name": device["name"], "kind": device["kind"], "memory_bytes": device["memory_bytes"],
         "cpus": device["cpus"], "here": device["kind"] == "cpu" or device["uuid"] is not None,
@@ -59,14 +60,14 @@ def device_document(plan: planning.Plan) -> dict[str, Any]:
 
 def case_document(case: planning.Case, plan: planning.Plan, history: History) -> dict[str, Any]:
     one = planning.estimate(case, plan, history)
-    measured = history.get(case.case_id, {}).get("memory_bytes")
+    measured, predicted = history.get(case.case_id, {}).get("memory_bytes"), case.memory_predicted_bytes
     keys = ("case_id", "group", "workload", "arm", "stack", "variant", "options", "axes", "tokens_per_step",
             "flops_per_step", "memory_lower_bound_bytes", "memory_predicted_bytes")  # fmt: skip
     return {
         **{key: getattr(case, key) for key in keys},
         "status": "planned" if case.skip is None else "skipped", "reason": case.skip,
         "memory_measured_bytes": measured, "memory_measured_as": MEMORY_OF[plan.device["kind"]],
-        "memory_past_error": None if measured is None else measured / case.memory_predicted_bytes - 1,
+        "memory_past_error": measured / predicted - 1 if measured is not None and predicted else None,
         **dataclasses.asdict(one),
     }  # fmt: skip
 
@@ -129,10 +130,15 @@ def entry(out: Printer, case: Mapping[str, Any], kind: str) -> None:
     source = "earlier runs" if case["source"] == "earlier runs" else "estimate"
     out.line(f"{plain(case['arm'], 60)}: {words.seconds(case['observation_s'])} an observation ({source})",
              indent=4)  # fmt: skip
-    out.line(memory(case, kind), indent=4)
+    if shown := memory(case, kind):
+        out.line(shown, indent=4)
 
 
 def memory(case: Mapping[str, Any], kind: str) -> str:
+    """What it needs, as modelled, and what an earlier run used; nothing where nothing is known."""
+    if case["memory_predicted_bytes"] is None:
+        used = case["memory_measured_bytes"]
+        return "" if used is None else f"memory: an earlier run's whole tree {words.bytes_(used)}"
     bound, predicted = (words.bytes_(case[f"memory_{k}_bytes"]) for k in ("lower_bound", "predicted"))
     if case["memory_measured_bytes"] is None:
         past = "no earlier run"

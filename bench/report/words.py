@@ -8,11 +8,11 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from bench import domains
 from bench.analyze.break_even import BreakEven
 from bench.analyze.ratios import Comparison
 from bench.analyze.summary import CaseSummary
 from bench.stats import Interval
-from stacks.train import spec
 
 NONE: Final = "–"
 _BIDI: Final = re.compile("[\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069\u2028\u2029\ufeff]")
@@ -153,26 +153,44 @@ def labels(cases: Sequence[CaseSummary]) -> dict[tuple[str, str], str]:
     for key, case in groups.items():
         alike = [c.axes for c in groups.values() if (c.session, c.workload) == (case.session, case.workload)]
         telling = [n for n in case.axes if len({repr(axes.get(n)) for axes in alike}) > 1]
-        telling = [n for n in telling if n not in spec.AXES or case.axes[n] != spec.AXES[n].default]
+        telling = [n for n in telling if always(n) or not at_default(n, case.axes[n])]
         if len(alike) > 1 and not telling:
             telling = [n for n in ("precision",) if n in case.axes]
-        parts = [
-            plain(case.axes[n], 20) if n == "precision" else f"{n} {plain(case.axes[n], 20)}" for n in telling
-        ]
+        parts = [axis(n, case.axes[n]) for n in telling]
         session = f" [{plain(case.session, 40)}]" if several else ""
         found[key] = plain(", ".join([plain(case.workload, 60), *parts]), 110) + session
     return found
 
 
+SAID: Final = {  # how an axis is said; others are their name and their value
+    "precision": "{}", "format": "{}", "tokenizer": "{} tokenizer", "cores": "{} cores",
+    "page_cache": "{} page cache", "megabytes": "{} MB",
+}  # fmt: skip
+ALWAYS: Final = ("precision", "format", "tokenizer", "cores")  # said at their default too
+
+
+def axis(name: str, value: Any) -> str:
+    """`fp32`, `hf tokenizer`, `attention math`"""
+    shown = plain(value, 20)
+    said = SAID.get(name, f"{plain(name, 40)} {{}}").format(shown)
+    return said.removesuffix("s") if said == "1 cores" else said
+
+
+def always(name: str) -> bool:
+    """Whether it tells groups apart also at its default: a tokenizer is never left unsaid."""
+    return name in ALWAYS and name != "precision"
+
+
+def at_default(name: str, value: Any) -> bool:
+    return name in domains.AXES and value == domains.AXES[name].default
+
+
 def conditions(axes: Mapping[str, Any]) -> str:
-    """`batch 8 × 64 tokens, fp32`, and every other axis that is not at its default."""
+    """`batch 8 × 64 tokens, fp32`, what is always said, and every other axis that is not at its default."""
     parts = []
     if "batch" in axes and "sequence" in axes:
         parts.append(f"batch {plain(axes['batch'], 20)} × {plain(axes['sequence'], 20)} tokens")
-    if "precision" in axes:
-        parts.append(plain(axes["precision"], 20))
-    for name, value in axes.items():
-        axis = spec.AXES.get(name)
-        if name not in ("batch", "sequence", "precision") and (axis is None or value != axis.default):
-            parts.append(f"{plain(name, 40)} {plain(value, 40)}")
+    parts += [axis(name, axes[name]) for name in ALWAYS if name in axes]
+    said = ("batch", "sequence", *ALWAYS)
+    parts += [axis(n, value) for n, value in axes.items() if n not in said and not at_default(n, value)]
     return ", ".join(parts[:12])

@@ -84,7 +84,7 @@ def run_gate(out: Path, group: str) -> dict[str, Any]:
     gate = Gate(context=context, group=group, cases=context.plan.groups[group])
     case = gate.cases[0]
     model = spec.from_job(case.model)
-    gflop = gate.steps() * case.flops_per_step_executed / 1e9
+    gflop = gate.steps() * (case.flops_per_step_executed or 0) / 1e9
     build_all(gate)
     if gflop <= context.plan.suite["reference_gflop"]:
         against_reference(gate, model, case.axes, None, timed=True)

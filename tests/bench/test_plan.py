@@ -135,7 +135,7 @@ def test_cases_are_chosen_by_a_glob() -> None:
         ({"cases": "nope*"}, ["--cases 'nope*'", "3 cases", GOLDEN[0], "next:"]),
         ({"workload": "train/gpt-tniy"}, ["'train/gpt-tniy'", "did you mean 'train/gpt-tiny'", "next:"]),
         ({"workload": "gpt-tiny"}, ["'gpt-tiny'", "train/gpt-tiny", "next:"]),
-        ({"workload": "load/gpt-tiny"}, ["'load/gpt-tiny'", "train/gpt-tiny", "next:"]),
+        ({"workload": "kernel/gpt-tiny"}, ["'kernel/gpt-tiny'", "train/gpt-tiny", "next:"]),
         ({"axes": {"bacth": 1}}, ["suite s", "train/gpt-tiny", "'bacth'", "batch", "next:"]),
         ({"axes": {"precision": ["fp32", "fp8"]}}, ["axis precision = 'fp8'", "bf16-pure", "next:"]),
         ({"axes": {"batch": [[1]]}}, ["axis batch = [1]", "int", "next:"]),
