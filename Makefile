@@ -18,10 +18,10 @@ SETUP_ARGS = --python="$$PYTHON" --pip-args="$$PIP_ARGS"
 DEV = .venvs/dev/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test lint setup setup-dev locks clean
+.PHONY: help bench test lint setup setup-dev setup-peers locks clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "variables: PIP_ARGS=… PYTHON=… SUITE=$(SUITE) OUT=… PYTEST_ARGS=…  (see the head of the Makefile)"
 
 # A failed case still gets its report; the exit code is the run's.
@@ -44,6 +44,9 @@ setup:  ## make .venv: the timed environment
 
 setup-dev:  ## make .venvs/dev: test tools, layered on .venv
 	@$(BOOTSTRAP) dev $(SETUP_ARGS)
+
+setup-peers:  ## make .venvs/peers…: the loaders that others wrote, layered on .venv
+	@$(BOOTSTRAP) peers $(SETUP_ARGS)
 
 locks:  ## resolve locks/*.in again, with hashes and download sizes
 	@$(BOOTSTRAP) locks $(SETUP_ARGS)

@@ -1,8 +1,9 @@
-"""Set-up from a bare Python: `python3 -m bench.bootstrap timed|dev|locks` (the Makefile calls it).
+"""Set-up from a bare Python: `python3 -m bench.bootstrap timed|dev|peers|locks` (the Makefile calls it).
 
 `.venv` is the timed environment: base lock, one build of torch, the project. `.venvs/dev` is a layer on it
-that holds the test tools, so that testing never changes what is timed. Standard library only; a stamp,
-written last, makes a second call do nothing, and an interrupted call leaves none.
+that holds the test tools, so that testing never changes what is timed; `.venvs/peers` and its like are layers
+with other people's loaders. Standard library only; a stamp, written last, makes a second call do nothing,
+and an interrupted call leaves none.
 """
 
 from __future__ import annotations
@@ -362,6 +363,15 @@ def system_packages(python: Path, version: str) -> None:
         say(f"going on without {names}: tests that need it skip. Next: apt install {names}")
 
 
+def layered(root: Path, name: str, version: str) -> Path:
+    """Make `.venvs/NAME`, which sees everything in `.venv` and comes before it, and has no pip of its own."""
+    base, venv = root / ".venv", root / ".venvs" / name
+    make_venv(venv, base / "bin" / "python", version, "--without-pip")
+    layer = f"import site; site.addsitedir({str(site_packages(base))!r})\n"
+    (site_packages(venv) / "timed-environment.pth").write_text(layer)
+    return venv
+
+
 def dev(root: Path, requested: str, pip_args: list[str]) -> bool:
     """Set up `.venv` and `.venvs/dev`; false where both already are."""
     changed = timed(root, requested, pip_args)
@@ -372,9 +382,7 @@ def dev(root: Path, requested: str, pip_args: list[str]) -> bool:
         return changed
     stamp.unlink(missing_ok=True)
     system_packages(base / "bin" / "python", version)
-    make_venv(venv, base / "bin" / "python", version, "--without-pip")
-    layer = f"import site; site.addsitedir({str(site_packages(base))!r})\n"
-    (site_packages(venv) / "timed-environment.pth").write_text(layer)
+    layered(root, "dev", version)
     locks = {"dev": [pin for pin in read_lock(root / "locks" / "dev.txt") if applies(pin, version)]}
     announce(venv, {"dev": missing(locks["dev"], installed(venv))})
     install_locks(root, venv, locks, pip_args)
@@ -386,7 +394,7 @@ def dev(root: Path, requested: str, pip_args: list[str]) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, set up, and turn what the user can correct into exit code 2."""
     parser = argparse.ArgumentParser(prog="python3 -m bench.bootstrap", description=__doc__)
-    parser.add_argument("what", choices=("timed", "dev", "locks"))
+    parser.add_argument("what", choices=("timed", "dev", "peers", "locks"))
     parser.add_argument("--python", default="", help="the interpreter for the environments")
     parser.add_argument("--pip-args", default="", help="options for every pip call, as one word")
     options = parser.parse_args(arguments)
@@ -395,6 +403,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from bench.relock import relock
 
         steps["locks"] = relock
+    if options.what == "peers":
+        from bench.peers import peers
+
+        steps["peers"] = peers
     try:
         steps[options.what](ROOT, options.python, shlex.split(options.pip_args))
     except SetupError as error:

@@ -13,7 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.bootstrap import PYTHONS, SetupError, call, find_python, make_venv, pip_install, read_lock, say
+from bench.bootstrap import (
+    PYTHONS,
+    SetupError,
+    call,
+    find_python,
+    make_venv,
+    normal,
+    pip_install,
+    read_lock,
+    say,
+)
 
 UV = "uv==0.13.9"
 
@@ -25,7 +35,8 @@ def wheel_fits(file: str, pythons: Sequence[str], platforms: str) -> bool:
         return False
     for tag in python.split("."):
         minor = tag[3:]
-        if tag == "py3" or (tag == f"cp3{minor}" and minor in pythons and abi in (tag, "abi3", "none")):
+        named = tag in (f"cp3{minor}", f"py3{minor}") and minor in pythons
+        if tag == "py3" or (named and abi in (tag, "abi3", "none")):
             return True
         if abi == "abi3" and tag.startswith("cp3") and minor.isdigit() and int(minor) <= int(max(pythons)):
             return True
@@ -54,8 +65,13 @@ def lock_entry(package: dict[str, Any]) -> str:
 
 
 def resolve(root: Path, uv: Path, lock: str, below: Sequence[str], uv_args: list[str]) -> bool:
-    """Resolve `locks/LOCK.in` under the versions of the locks `below`, leaving out what those hold."""
+    """Resolve `locks/LOCK.in` under the versions of the locks `below`, leaving out what those hold.
+
+    What `LOCK.in` names itself it may have in another version: in a layer that one then comes first.
+    """
+    named = re.findall(r"^([\w.-]+)", (root / "locks" / f"{lock}.in").read_text(), re.M)
     held = {pin.name: pin for name in below for pin in read_lock(root / "locks" / f"{name}.txt")}
+    held = {name: pin for name, pin in held.items() if name not in {normal(it) for it in named}}
     with tempfile.TemporaryDirectory() as folder:
         constraints, output = Path(folder, "constraints.txt"), Path(folder, "pylock.toml")
         constraints.write_text("".join(f"{pin.name}=={pin.version}\n" for pin in held.values()))
@@ -85,6 +101,8 @@ def relock(root: Path, requested: str, pip_args: list[str]) -> bool:
         resolve(root, uv, "base", [], pip_args),
         resolve(root, uv, "torch-cuda", ["base"], pip_args),
         resolve(root, uv, "dev", ["base", "torch-cuda"], pip_args),
+        resolve(root, uv, "peers", ["base", "torch-cuda"], pip_args),
+        resolve(root, uv, "peers-mosaic", ["base", "torch-cuda"], ["--no-deps", *pip_args]),
     ]
     # An index without the CPU build cannot answer for it: the file then stays, which is no failure.
     resolve(root, uv, "torch-cpu", ["base"], ["--no-deps", *pip_args])

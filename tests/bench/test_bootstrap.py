@@ -10,10 +10,10 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from bench import bootstrap, relock
+from bench import bootstrap, peers, relock
 
 REPOSITORY = Path(bootstrap.__file__).parent.parent
-LOCKS = ("base", "torch-cpu", "torch-cuda", "dev")
+LOCKS = ("base", "torch-cpu", "torch-cuda", "dev", *peers.PEERS)
 
 FAKE = r"""#!{python} -ISB
 import os, sys  # no more: a test starts this many times
@@ -48,6 +48,9 @@ elif "install" in words:
         sys.exit("ERROR: the network is gone")
     with open(words[words.index("-r") + 1] if "-r" in words else os.devnull) as lock:
         pins = [line.split()[0].split("==") for line in lock if "==" in line]
+    refused = told("refused") if os.path.exists(os.path.join(state, "refused")) else None
+    if refused in [name for name, version in pins]:
+        sys.exit("ERROR: no wheel of " + refused)
     for name, version in pins:
         info = os.path.join(packages, name + "-" + version + ".dist-info")
         os.makedirs(info, exist_ok=True)
@@ -308,6 +311,58 @@ def test_pip_args_that_begin_with_a_dash_reach_pip(machine: Machine) -> None:
     assert installs and all(line.endswith("--no-index -f /a b") for line in installs)
 
 
+# Other people's loaders
+
+
+@pytest.fixture
+def with_peers(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    monkeypatch.setattr(peers, "PEERS", ("peers",))
+    machine.lock(
+        "peers",
+        "# Made by hand.\n\n# 7.00 MB\ngrain==0.2 \\\n    --hash=sha256:55\n\n"
+        "# 2.00 MB\nspdl==0.8 \\\n    --hash=sha256:66\n",
+    )
+    return machine
+
+
+def set_up_peers(machine: Machine) -> bool:
+    return peers.peers(machine.root, str(machine.python), [])
+
+
+def test_peers_are_a_layer_whose_size_is_said_first(
+    with_peers: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert set_up_peers(with_peers)
+    said = capsys.readouterr().out
+    assert "peers needs 2 packages: will download about 9 MB" in said
+    assert said.index("will download about 9 MB") < said.index("installing locks/peers.txt")
+    assert with_peers.have(".venvs/peers") == {"grain": "0.2", "spdl": "0.8"}
+    (layer,) = (with_peers.root / ".venvs" / "peers").glob("lib/python3*/site-packages/*.pth")
+    assert str(bootstrap.site_packages(with_peers.root / ".venv")) in layer.read_text()
+
+
+def test_second_set_up_of_peers_does_nothing(with_peers: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_peers(with_peers)
+    with_peers.calls()
+    capsys.readouterr()
+    assert not peers.peers(with_peers.root, "", [])
+    assert (with_peers.calls(), capsys.readouterr().out) == ([], "")
+
+
+def test_a_peer_that_cannot_be_installed_is_left_out_and_tried_again(
+    with_peers: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_peers.tell("refused", "spdl")
+    assert set_up_peers(with_peers)
+    said = capsys.readouterr().out
+    assert "left out: spdl 0.8: ERROR: no wheel of spdl" in said
+    assert ".venvs/peers is ready, without spdl" in said
+    assert with_peers.have(".venvs/peers") == {"grain": "0.2"}
+    (with_peers.state / "refused").unlink()
+    assert set_up_peers(with_peers)
+    assert with_peers.have(".venvs/peers") == {"grain": "0.2", "spdl": "0.8"}
+
+
 # The locks as they are tracked
 
 
@@ -336,8 +391,12 @@ def test_every_pin_has_hashes_a_size_and_a_marker_that_evaluates(name: str) -> N
 
 def test_locks_do_not_overlap() -> None:
     files = [REPOSITORY / "locks" / f"{name}.txt" for name in LOCKS]
-    base, cpu, cuda, dev = ({pin.name for pin in bootstrap.read_lock(file)} for file in files)
+    base, cpu, cuda, dev, *layers = ({pin.name for pin in bootstrap.read_lock(file)} for file in files)
     assert not base & cuda
+    for name, layer in zip(peers.PEERS, layers, strict=True):
+        named = re.findall(r"^[\w.-]+", (REPOSITORY / "locks" / f"{name}.in").read_text(), re.M)
+        assert layer & (base | cuda) <= {bootstrap.normal(it) for it in named}
+        assert not layer & {"torch", "numpy", "jax", "jaxlib", "tokenizers", "fastokens"}
     assert not dev & (base | cuda)
     assert cpu == {"torch"} <= cuda
 
@@ -378,6 +437,8 @@ def test_both_builds_of_torch_are_one_version() -> None:
         ("polars-2.1.0-cp310-abi3-manylinux_2_17_x86_64.manylinux2014_x86_64.whl", True),
         ("rich-15.0.0-py3-none-any.whl", True),
         ("six-1.0-py2.py3-none-any.whl", True),
+        ("multiprocess-0.70.19-py311-none-any.whl", True),
+        ("multiprocess-0.70.19-py310-none-any.whl", False),
         ("triton-3.7.1-cp314-cp314-manylinux_2_28_x86_64.whl", False),
         ("numpy-2.4.6-cp313-cp313t-manylinux_2_28_x86_64.whl", False),
         ("numpy-2.4.6-cp311-cp311-win_amd64.whl", False),
