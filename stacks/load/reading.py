@@ -12,6 +12,8 @@ No STACK is in here, so this file is no competitor; it imports its libraries whe
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -103,7 +105,7 @@ def read_parquet(path: Path, stages: Stages | None = None) -> Iterator[str]:
             yield from texts
 
 
-def parquet_columns(path: Path, stages: Stages | None = None) -> Iterator[Any]:
+def parquet_columns(path: Path, stages: Stages | None = None, groups: range | None = None) -> Iterator[Any]:
     """The column `text` in pieces: pyarrow arrays (a row group each), or the polars series of the file."""
     try:
         import pyarrow.parquet as pq
@@ -115,7 +117,7 @@ def parquet_columns(path: Path, stages: Stages | None = None) -> Iterator[Any]:
         yield column
         return
     with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
+        for group in range(file.num_row_groups) if groups is None else groups:
             with (stages or NOTHING).of("decode"):
                 column = file.read_row_group(group, columns=["text"], use_threads=False)["text"]
             yield column
@@ -170,6 +172,97 @@ def windowed(texts: Iterable[str], shuffle: str, seed: int, size: int = WINDOW) 
 def shares(files: Sequence[Path], workers: int) -> list[list[Path]]:
     """Files dealt out: worker w has files w, w + workers, …; every worker's share keeps the order."""
     return [list(files[w::workers]) for w in range(workers)]
+
+
+# ------------------------------------------------------------------------------------------ parts
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of the corpus that is read by itself: bytes of JSONL, a row group, a file, some text files."""
+
+    paths: tuple[Path, ...]
+    start: int = 0  # byte, or row group
+    stop: int = -1  # byte behind the part; -1: to the end
+
+
+def parts(files: Sequence[Path], format: str, size: int, shuffle: str = "none", seed: int = 0) -> list[Part]:
+    """The corpus in order (for shuffle `block`: permuted), in parts of about `size` bytes where that can be.
+
+    A line of JSONL belongs to the part in which it starts. A .zst file cannot be entered and stays whole.
+    Raises FileNotFoundError for a file that is gone.
+    """
+    found: list[Part] = []
+    if format == "text":
+        group: list[Path] = []
+        room = size
+        for path in text_files(files):
+            group.append(path)
+            room -= path.stat().st_size
+            if room <= 0:
+                found.append(Part(tuple(group)))
+                group, room = [], size
+        found += [Part(tuple(group))] if group else []
+    for path in files if format != "text" else ():
+        if format == "jsonl":
+            end = path.stat().st_size
+            found += [Part((path,), start, min(start + size, end)) for start in range(0, end, size)]
+        elif format == "parquet":
+            found += [Part((path,), group, group + 1) for group in range(row_groups(path))]
+        else:
+            path.stat()
+            found.append(Part((path,)))
+    if shuffle == "block":
+        random.Random(seed).shuffle(found)
+    return found
+
+
+def row_groups(path: Path) -> int:
+    """How many a Parquet file has; 1 where only polars is there to read it, which reads whole files."""
+    try:
+        import pyarrow.parquet as pq
+    except ImportError:
+        path.stat()
+        return 1
+    with pq.ParquetFile(path) as file:
+        return int(file.num_row_groups)
+
+
+def read_part(
+    part: Part, format: str, shuffle: str = "none", seed: int = 0, stages: Stages | None = None
+) -> list[str]:
+    """The documents of a part that are not empty, in order (for shuffle `block`: permuted within it)."""
+    if format == "jsonl":
+        with (stages or NOTHING).of("read"):
+            data = _line_range(part)
+        with (stages or NOTHING).of("decode"):
+            loads = _loads()
+            texts = [loads(line)["text"] for line in data.split(b"\n") if line]
+    elif format == "parquet":
+        texts = []
+        for column in parquet_columns(part.paths[0], stages, range(part.start, part.stop)):
+            with (stages or NOTHING).of("build"):
+                texts += column.to_pylist() if hasattr(column, "to_pylist") else column.to_list()
+    else:
+        texts = list(documents(part.paths, format, stages))
+    texts = [text for text in texts if text]
+    if shuffle == "block":
+        random.Random(f"{seed}:{part.paths[0].name}:{part.start}").shuffle(texts)
+    return texts
+
+
+def _line_range(part: Part) -> bytes:
+    """The bytes of the lines that start in [start, stop)."""
+    with part.paths[0].open("rb", buffering=0) as file:
+        file.seek(max(part.start - 1, 0))
+        data = file.read(part.stop - file.tell())
+        if part.start:  # the line that began before belongs to the part before
+            first = data.find(b"\n") + 1
+            data = data[first:] if first else b""
+        if data and not data.endswith(b"\n"):  # the last line goes on behind the part
+            tail = bytearray()
+            while b"\n" not in tail and (more := file.read(1 << 16)):
+                tail += more
+            data += tail.partition(b"\n")[0]
+    return data
 
 
 # ------------------------------------------------------------------------------------------ tokenizers
@@ -382,3 +475,55 @@ NOTHING = _Nothing()
 def versions(*distributions: str) -> dict[str, str]:
     """Installed versions, for a loader's manifest."""
     return {name: importlib.metadata.version(name) for name in distributions}
+
+
+# ------------------------------------------------------------------------------------------ loaders
+class Base:
+    """What every Python loader is given, kept as attributes; a stack's Loader says how batches are made.
+
+    `files` exist when the loader is made; `engine` is the value of the axis `tokenizer`; `end` the id of
+    end-of-text; `cache` a directory that is the loader's own; `stages` only in a breakdown.
+    """
+
+    def __init__(
+        self, *, files: list[Path], format: str, tokenizer: Path, end: int, batch: int, sequence: int,
+        shuffle: str, engine: str, cores: int, seed: int, options: dict[str, Any], cache: Path,
+        stages: Stages | None = None,
+    ) -> None:  # fmt: skip
+        self.files, self.format, self.tokenizer, self.end = [Path(f) for f in files], format, tokenizer, end
+        self.batch, self.sequence, self.shuffle, self.engine = batch, sequence, shuffle, engine
+        self.cores, self.seed, self.options, self.cache = cores, seed, options, Path(cache)
+        self.stages = stages
+        self.padded = 0
+
+    def padding(self) -> int:
+        """End-of-text tokens that fill up, known after the epoch."""
+        return self.padded
+
+    def close(self) -> None:
+        """Nothing is left to end, unless a stack says otherwise."""
+
+    def facts(self, *distributions: str, **more: Any) -> dict[str, str]:
+        """A manifest: versions, the tokenizer, the options in force, and `more`."""
+        tokenizers = {"hf": "tokenizers", "fast": "fastokens"}
+        own = [tokenizers[self.engine]] if self.engine in tokenizers else []
+        found = versions(*{*own, *distributions})
+        words = {"tokenizer_engine": ", ".join(own) or self.engine, **self.options, **more}
+        return {**{f"version_{k}": v for k, v in found.items()}, **{k: str(v) for k, v in words.items()}}
+
+    def key(self, *more: object) -> str:
+        """Names what is kept in `cache`: changes with the files, the tokenizer and `more`."""
+        stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in text_files(self.files)]
+        given = hashlib.sha256(self.tokenizer.read_bytes()).hexdigest()
+        return hashlib.sha256(repr((stats, given, self.end, *more)).encode()).hexdigest()[:24]
+
+
+def tokenized_part(
+    part: Part, format: str, tokenizer: Any, end: int, shuffle: str, seed: int, stages: Stages | None
+) -> np.ndarray:
+    """A part as int32 ids, end-of-text after every document: what a worker of most loaders does."""
+    texts = read_part(part, format, shuffle, seed, stages)
+    with (stages or NOTHING).of("tokenize"):
+        encoded = tokenizer.encode_batch(texts)
+    with (stages or NOTHING).of("pack"):
+        return with_ends(encoded, end)
