@@ -108,6 +108,41 @@ def prepare_batches(
     return Batches(path=path, sha256=sha256, shape=shape, provenance=provenance)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Tokenizer:
+    """A tokenizer.json in a file, its end-of-text, and what is known of its origin."""
+
+    path: Path
+    sha256: str
+    end: int
+    facts: Facts
+
+
+def prepare_tokenizer(
+    documents: Documents, *, vocab: int, out_dir: Path, cache_dir: Path, given: Path | None = None
+) -> Tokenizer:
+    """A given tokenizer.json, else one trained on the documents, as a file in `out_dir`.
+
+    Raises UserError as `prepare_batches` does.
+    """
+    version = _version("tokenizers")
+    place, trained = f"--tokenizer {shown(given or Path())}", Facts()
+    if given is not None:
+        data = _tokenizer_bytes(given)
+    else:
+        place = "the trained tokenizer"
+        data, trained = _trained(documents, vocab, cache_dir, version)
+    _, end, found = _open_tokenizer(data, vocab, place)
+    sha256 = _sha256(data)
+    path = out_dir / f"tokenizer-{sha256[:16]}.json"
+    if not (path.is_file() and _sha256(path.read_bytes()) == sha256):
+        _write(path, lambda temporary: temporary.write_bytes(data))
+    facts: Facts = {f"tokenizer_{name}": fact for name, fact in (found | trained).items()}
+    kind = "given" if given is not None else "byte-level BPE trained on the corpus"
+    facts |= {"tokenizer_kind": kind, "tokenizer_sha256": sha256, "tokenizers": version}
+    return Tokenizer(path=path, sha256=sha256, end=end, facts=facts)
+
+
 def _provenance(documents: Documents) -> Facts:
     return {
         "corpus_kind": documents.kind,

@@ -87,6 +87,23 @@ def read_documents(corpus: Path | None, limit: int) -> Documents:
     )  # fmt: skip
 
 
+def documents_of(kind: str, texts: Iterable[str]) -> Documents:
+    """Documents that are text already, up to TRAINER_BYTES of them, for training a tokenizer."""
+    digest, kept, total = hashlib.sha256(), [], 0
+    for text in texts:
+        data = text.encode()
+        if total + len(data) > TRAINER_BYTES:
+            break
+        if data:
+            digest.update(len(data).to_bytes(8, "little") + data)
+            kept.append(text)
+            total += len(data)
+    return Documents(
+        kind=kind, place=kind, texts=kept, bytes=total, sha256=digest.hexdigest(), trainable=len(kept),
+        trainable_sha256=digest.hexdigest(), whole=False, files_skipped=0, empty=0,
+    )  # fmt: skip
+
+
 def _open(corpus: Path | None, limit: int) -> tuple[str, str, Stream]:
     """(kind, place for messages, documents)."""
     if corpus is None:

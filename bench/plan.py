@@ -237,7 +237,7 @@ def not_installed(stack: registry.Stack, the_arm: ArmSpec, device: Device) -> st
         missing = [name for name in wanted if not installed(name)]
         how = stack.install or "see the file of the stack"
         return f"{', '.join(missing)} not installed: {how}" if missing else None
-    how = stack.install or f"make setup-{stack.environment}"
+    how = stack.install or f"make setup-{stack.environment.partition('-')[0]}"
     place = registry.environment(stack.environment)
     if not (place / "bin" / "python").exists():
         return f"the environment {stack.environment!r} is not set up: {how}"
@@ -252,13 +252,17 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+LAYER = re.compile(r"addsitedir\('([^']+)'\)")  # how bench.bootstrap layers one environment on another
+
+
 @lru_cache(maxsize=16)
 def distributions(environment: Path) -> frozenset[str]:
     """Names of what an environment and its .pth files hold, without starting its interpreter."""
     places = list(environment.glob("lib*/python3*/site-packages"))
     for path in [p for place in places for p in place.glob("*.pth")]:
         lines = path.read_text(errors="replace").splitlines()
-        places += [Path(line) for line in lines if line.startswith("/") and Path(line).is_dir()]
+        added = [m[1] if (m := LAYER.search(line)) else line for line in lines]
+        places += [Path(line) for line in added if line.startswith("/") and Path(line).is_dir()]
     found = {p.name for place in places for p in place.glob("*.dist-info")}
     return frozenset(normal(name.removesuffix(".dist-info").rpartition("-")[0]) for name in found)
 

@@ -113,7 +113,7 @@ def build_all(gate: Gate) -> None:
     import subprocess
 
     for name in dict.fromkeys(case.stack for case in gate.cases):
-        stack = gate.context.stacks[name]
+        stack = gate.context.stack(gate.cases[0], name)
         if not stack.build:
             continue
         directory = observe.build_directory(gate.context, stack)
@@ -304,7 +304,7 @@ def run_reordered(
         axes["accumulation"] *= 2
     if spec.tokens_per_step(axes) // axes["accumulation"] % spec.LOSS_CHUNKS == 0:
         axes["loss"] = "chunked"
-    options = {**case.options, **gate.context.stacks[case.stack].reordered}
+    options = {**case.options, **gate.context.stack(case).reordered}
     with tempfile.TemporaryDirectory() as scratch:
         row = gate.observe(
             Request(

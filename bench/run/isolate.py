@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from bench import protocol
 from bench.run import scrub
@@ -66,6 +66,14 @@ class Outcome:
     wall_s: float
 
 
+class Watch(Protocol):
+    """Someone who looks at a worker from outside while it runs."""
+
+    def begin(self, pid: int) -> None: ...
+
+    def end(self) -> list[dict[str, Any]]: ...
+
+
 def environment(variables: Mapping[str, str], flags: Mapping[str, str], threads: int) -> dict[str, str]:
     """A worker's whole environment: a short list passed on, the user's performance flags, thread counts,
     and last what stack and arm ask for. No other variable of this process reaches a worker."""
@@ -84,8 +92,11 @@ def environment(variables: Mapping[str, str], flags: Mapping[str, str], threads:
 def run(
     argv: Sequence[str], *, directory: Path, env: Mapping[str, str], cpus: Sequence[int], timeout_s: float,
     scrubber: Scrubber, on_message: Callable[[dict[str, Any]], None] | None = None,
+    watch: Watch | None = None,
 ) -> Outcome:  # fmt: skip
     """Runs a worker in a session of its own until it ends or `timeout_s` have passed.
+
+    `watch` is told the worker's process id, and gives messages of its own once the worker has ended.
 
     Messages are appended to `messages.jsonl` and everything else to `log.txt` as they come, so that nothing
     measured is lost with the worker. Whatever the worker started is killed when this returns or raises.
@@ -103,10 +114,14 @@ def run(
             )  # fmt: skip
             _active.add(process.pid)
         try:
+            if watch is not None:
+                watch.begin(process.pid)
             late = reader.read(process, start + timeout_s)
         finally:
             end_group(process)
         wall = time.monotonic() - start
+        for message in watch.end() if watch is not None else ():
+            reader.line(json.dumps(message))
     finally:
         reader.close()
         log = write_log(directory, scrubber, reader.other)

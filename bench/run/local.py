@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench import domains, registry
 from bench import plan as planning
-from bench import registry
 from bench.errors import UserError
 from bench.run import isolate, rounds
 
@@ -257,36 +257,21 @@ def chosen_locks(locks: list[Path]) -> list[Path]:
 def prepare_inputs(
     plan: planning.Plan, out: Path, session: dict[str, Any], cache_dir: Path, progress: Any
 ) -> float:
-    """Real batches of every group, on disk with their hashes. Returns the seconds it took."""
-    from bench import corpus
-
+    """The input of every group, by its domain's kit, on disk with hashes. Returns the seconds it took."""
     start = time.monotonic()
     inputs = out / "inputs"
     inputs.mkdir(exist_ok=True)
     for group, cases in plan.groups.items():
-        row = session["inputs"].get(group)
-        if row and (inputs / row["file"]).exists():
+        row, kit = session["inputs"].get(group), domains.of(cases[0].workload).module("kit")
+        if row and kit.ready(row, inputs):
             continue
         progress.say(f"input of {group}")
-        case = cases[0]
-        batches = corpus.prepare_batches(
-            n=int(plan.suite["parity_steps"]), batch=case.axes["batch"], sequence=case.axes["sequence"],
-            vocab=case.model["vocab"], seed=plan.suite["seed"], out_dir=inputs, cache_dir=cache_dir,
-            corpus=path_of(plan.suite["corpus"]), tokenizer=path_of(plan.suite["tokenizer"]),
-        )  # fmt: skip
-        session["inputs"][group] = {
-            "file": batches.path.name, "sha256": batches.sha256, "shape": list(batches.shape),
-            "dtype": "int32", "provenance": batches.provenance,
-        }  # fmt: skip
+        session["inputs"][group] = kit.prepare(plan, cases, inputs, cache_dir, progress.say)
     planning.write_atomic(out / "session.json", json.dumps(session))
     table = json.loads((out / "environment.json").read_text())
     table["sessions"][-1] = session
     planning.write_atomic(out / "environment.json", json.dumps(table))
     return time.monotonic() - start
-
-
-def path_of(text: str | None) -> Path | None:
-    return Path(text) if text else None
 
 
 # ------------------------------------------------------------------------------------------------- tasks

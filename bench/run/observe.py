@@ -16,10 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import domains, protocol, registry
 from bench import plan as planning
-from bench import protocol, registry
 from bench.run import isolate
-from stacks.train import spec
 
 DONE = "run.json"  # written last: an observation without it never finished
 
@@ -31,7 +30,7 @@ class Context:
     out: Path
     plan: planning.Plan
     session: dict[str, Any]  # session, arms: {arm: env_id}, cpus, threads, inputs: {group: {...}}
-    stacks: Mapping[str, registry.Stack]
+    stacks: Mapping[str, Mapping[str, registry.Stack]]  # by domain, then name
     scrubber: isolate.Scrubber
 
     @classmethod
@@ -40,9 +39,13 @@ class Context:
         session = json.loads((out / "session.json").read_text())
         paths = [Path(p) for p in plan.suite["path"]]
         scrubber = isolate.Scrubber.here(registry.ROOT)
-        return cls(
-            out=out, plan=plan, session=session, stacks=registry.stacks("train", paths), scrubber=scrubber
-        )
+        names = dict.fromkeys(domains.named(case.workload) for case in plan.cases)
+        stacks = {name: registry.stacks(name, paths) for name in names}
+        return cls(out=out, plan=plan, session=session, stacks=stacks, scrubber=scrubber)
+
+    def stack(self, case: planning.Case, name: str | None = None) -> registry.Stack:
+        """The case's stack, or another of its domain."""
+        return self.stacks[domains.named(case.workload)][name or case.stack]
 
     @property
     def device(self) -> str:
@@ -55,7 +58,7 @@ class Request:
     """One observation to make. `model`, `axes`, `options` override the case's (a small shape, a variant)."""
 
     case: planning.Case
-    kind: str  # timed | parity
+    kind: str  # timed | parity | and a domain's own
     cache: Path
     cache_state: str  # cold | seeded | fresh
     cache_id: int = 0
@@ -80,35 +83,20 @@ def new_run_id(kind: str, case_id: str, role: str) -> str:
 
 
 def job_of(context: Context, request: Request, run_id: str, directory: Path) -> dict[str, Any]:
-    """The job file: see bench.protocol."""
-    case, suite = request.case, context.plan.suite
-    model = request.model or case.model
-    batches = request.batches or context.session["inputs"][case.group]
-    stack = context.stacks[request.stack or case.stack]
-    shape = spec.from_job(model)
-    parity = dict(request.parity) if request.parity else None
-    if parity is not None:
-        parity = {"routing_in": None, "routing_out": None, "calibrate": 0.0, **parity}
-        parity.update(out=str(directory / "parity.safetensors"), sample=4096, whole_up_to=65536)
-    measure = context.plan.measure
+    """The job file: see bench.protocol. The domain's kit adds its own part."""
+    case = request.case
+    stack, domain = context.stack(case, request.stack), domains.of(case.workload)
+    cpus = domain.module("kit").cpus(context, case)
+    own = len(cpus) if cpus != context.session["cpus"] else context.session["threads"]
     return {
         "protocol": protocol.PROTOCOL, "kind": request.kind, "run_id": run_id, "case_id": case.case_id,
-        "workload": case.workload, "stack": stack.name, "stack_file": str(stack.file), "model": model,
+        "workload": case.workload, "stack": stack.name, "stack_file": str(stack.file),
         "axes": request.axes or case.axes,
         "options": request.options if request.options is not None else case.options,
-        "device": context.device, "threads": request.threads or context.session["threads"],
-        "cpus": context.session["cpus"], "seed": suite["seed"],
-        "batches": {**batches, "path": str(context.out.resolve() / "inputs" / batches["file"])},
-        "init": None, "lr": [float(x) for x in spec.lr_table()] if stack.argv else None,
-        "optimizer": {**dataclasses.asdict(spec.OPTIMIZER),
-                      "decayed": [p.name for p in spec.parameters(shape) if p.decay]},
-        "parameters": [{"name": p.name, "shape": p.shape, "init": p.init, "std": p.std,
-                        "seed": spec.path_seed(p.name, suite["seed"]), "scale": spec.uniform_scale(p.std)}
-                       for p in spec.parameters(shape)] if stack.argv else None,
-        "warmup": {"seconds": measure["warmup_s"], "max_seconds": measure["warmup_max_s"],
-                   "trend": suite["warmup_trend"], "window": 3},
-        "steps_per_value": request.steps_per_value, "values": suite["values"], "parity": parity,
+        "device": context.device, "threads": request.threads or own, "cpus": cpus,
+        "seed": context.plan.suite["seed"], "steps_per_value": request.steps_per_value,
         "rank": 0, "world_size": 1, "rendezvous": None,
+        **domain.module("kit").job(context, request, directory),
     }  # fmt: skip
 
 
@@ -118,7 +106,7 @@ def command(context: Context, case: planning.Case, stack: registry.Stack, job: P
         places = {"dir": str(stack.file.parent), "build": str(build_directory(context, stack))}
         return [fill(part, places) for part in stack.argv] + [str(job)]
     python = case.interpreter if case.interpreter and stack.role == "stack" else sys.executable
-    return [python, "-m", "bench.run.worker", str(job)]
+    return [python, "-m", domains.of(case.workload).worker, str(job)]
 
 
 def fill(text: str, places: Mapping[str, str]) -> str:
@@ -132,12 +120,15 @@ def build_directory(context: Context, stack: registry.Stack) -> Path:
     return context.out.resolve() / "build" / stack.name
 
 
-def variables(context: Context, request: Request, stack: registry.Stack) -> dict[str, str]:
-    """The stack's and the arm's variables, with {cache} and {platform} filled in."""
+def variables(
+    context: Context, request: Request, stack: registry.Stack, job: Mapping[str, Any]
+) -> dict[str, str]:
+    """The domain's, the stack's and the arm's variables, with {cache} and {platform} filled in."""
     places = {"cache": str(request.cache.resolve()), "platform": context.plan.device["kind"]}
     wanted = {**stack.variables, **request.case.variables}
     filled = {name: fill(value, places) for name, value in wanted.items()}
-    return {"PYTHONPATH": str(registry.ROOT), **filled}
+    own = domains.of(request.case.workload).module("kit").variables(job)
+    return {"PYTHONPATH": str(registry.ROOT), **own, **filled}
 
 
 def observe(context: Context, request: Request) -> dict[str, Any]:
@@ -148,7 +139,7 @@ def observe(context: Context, request: Request) -> dict[str, Any]:
     from bench.run import environment
 
     case = request.case
-    stack = context.stacks[request.stack or case.stack]
+    stack, kit = context.stack(case, request.stack), domains.of(case.workload).module("kit")
     run_id = new_run_id(request.kind, case.case_id, request.role)
     final = context.out / "artifacts" / run_id
     directory = final.with_name(f".{run_id}.tmp").resolve()
@@ -159,16 +150,16 @@ def observe(context: Context, request: Request) -> dict[str, Any]:
     job_path.write_text(json.dumps(job))
     sealed = seal(request.cache) if request.cache_state == "seeded" else None
     env = isolate.environment(
-        variables(context, request, stack), environment.inherited_flags(), job["threads"]
+        variables(context, request, stack, job), environment.inherited_flags(), job["threads"]
     )
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
     row = base_row(context, request, run_id, started)
     try:
-        outcome = isolate.run(
-            command(context, case, stack, job_path), directory=directory, env=env,
-            cpus=context.session["cpus"], timeout_s=context.plan.suite["timeout_s"],
-            scrubber=context.scrubber,
-        )  # fmt: skip
+        with kit.watched(job) as watch:
+            outcome = isolate.run(
+                command(context, case, stack, job_path), directory=directory, env=env, cpus=job["cpus"],
+                timeout_s=context.plan.suite["timeout_s"], scrubber=context.scrubber, watch=watch,
+            )  # fmt: skip
     except KeyboardInterrupt:
         row.update(status=protocol.STATUS_FAILED, reason="interrupted", exit=None, wall_s=None)
         if sealed is not None:
@@ -178,7 +169,7 @@ def observe(context: Context, request: Request) -> dict[str, Any]:
     row.update(status=outcome.status, reason=outcome.reason, exit=outcome.exit, wall_s=outcome.wall_s)
     missing = shortfall(job, outcome.messages) if outcome.status == protocol.STATUS_OK else ""
     if missing:
-        row.update(status=protocol.STATUS_FAILED, reason=f"crash: {missing}")
+        row.update(status=protocol.STATUS_FAILED, reason=missing)
     if sealed is not None:
         row["cache_changes"] = restore(request.cache, sealed)
     finish(context, directory, final, job, row, outcome.messages)
@@ -192,9 +183,9 @@ def shortfall(job: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> 
     values = [m for m in messages if m["type"] == "value"]
     timed = sum(not m["warmup"] for m in values)
     if timed != job["values"]:
-        return f"ended after {timed} of {job['values']} values"
-    other = {m["steps"] for m in values} - {job["steps_per_value"]}
-    return f"values of {min(other)} steps instead of {job['steps_per_value']}" if other else ""
+        return f"crash: ended after {timed} of {job['values']} values"
+    kit = domains.of(job["workload"]).module("kit")
+    return str(kit.problem(job, messages))
 
 
 def base_row(context: Context, request: Request, run_id: str, started: str) -> dict[str, Any]:
@@ -219,8 +210,8 @@ def finish(
 ) -> None:  # fmt: skip
     """Job without this machine's paths, pyperf's JSON, the row; fsync; one rename puts it all in place."""
     stored = context.scrubber.value(dict(job))
-    stored.pop("lr")
-    stored.pop("parameters")
+    for name in domains.of(job["workload"]).module("kit").NOT_STORED:
+        stored.pop(name)
     (directory / "job.json").write_text(json.dumps(stored))
     if row["kind"] == "timed" and row["status"] == protocol.STATUS_OK:
         write_pyperf(directory / "pyperf.json", row, messages)

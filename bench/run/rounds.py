@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from bench import domains, protocol
 from bench import plan as planning
-from bench import protocol
 from bench.run import isolate, observe
 from bench.run.observe import Context, Request
 
@@ -117,7 +117,7 @@ def run_round(out: Path, name: str, tell: Any = print) -> int:
             Request(
                 case=case, kind="timed", cache=cache, cache_state="fresh" if fresh else "seeded",
                 cache_id=index if fresh else index % draws, round_id=name, order=position,
-                steps_per_value=gate["steps_per_value"],
+                steps_per_value=gate["steps_per_value"], options=gate.get("options", {}).get(case.case_id),
             ),
         )  # fmt: skip
         if fresh:
@@ -125,6 +125,12 @@ def run_round(out: Path, name: str, tell: Any = print) -> int:
         bad += row["status"] != protocol.STATUS_OK
         tell(json.dumps({"event": "end", **{k: row[k] for k in TOLD}}), flush=True)
     return bad
+
+
+def domain_of(out: Path, name: str) -> domains.Domain:
+    """The domain of the group in a task's name."""
+    group = name.partition(":")[2]
+    return domains.of(Context.open(out).plan.groups[group][0].workload)
 
 
 TOLD = ("case_id", "status", "reason", "wall_s", "kind", "role")
@@ -150,12 +156,12 @@ def main(argv: list[str]) -> int:
     if len(argv) > 2:  # the launcher's process id: nothing goes on without it
         isolate.die_with(int(argv[2]))
     isolate.become_subreaper()
-    from bench.run import gate
-
     out, name = Path(argv[0]), argv[1]
     try:
         if name.startswith("gate:"):
-            gate.run_gate(out, name.removeprefix("gate:"))
+            domain_of(out, name).module("gate").run_gate(out, name.removeprefix("gate:"))
+        elif name.startswith("details:"):
+            domain_of(out, name).module("details").run_details(out, name.removeprefix("details:"))
         else:
             run_round(out, name)
     except KeyboardInterrupt:
