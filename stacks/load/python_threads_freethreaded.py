@@ -16,7 +16,7 @@ STACK = {
     "summary": "python-threads on a free-threaded interpreter",
     "environment": "freethreaded",
     "requires": ["numpy", "tokenizers", "fastokens", "orjson", "zstandard"],
-    "install": "python3.14t -m venv .venvs/freethreaded, with numpy, tokenizers, fastokens, orjson, zstandard",
+    "install": "python3.14t -m venv .venvs/freethreaded, and `requires` in it",
     "devices": ["cpu"],
     "options": {
         "encode": ["batch", "one"],

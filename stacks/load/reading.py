@@ -391,6 +391,10 @@ class Packer:
                 full, self._buffer, self._have = self._buffer, np.empty(self.size, np.int32), 0
                 yield full.reshape(self.shape)
 
+    def held(self) -> np.ndarray:
+        """The ids that are not yet in a batch, for whoever keeps a position."""
+        return self._buffer[: self._have].copy()
+
     def flush(self) -> Iterator[np.ndarray]:
         """The last batch, filled up; nothing where none was begun."""
         if self._have:
