@@ -57,16 +57,12 @@ class Corpus:
 
 
 # ------------------------------------------------------------------------------------------------- documents
-def source_of(cache: Path) -> textgen.Source:
+def source_of() -> textgen.Source:
     """The generator's source, fitted to the standard library. It takes about a second."""
     real = documents.read_documents(None, FITTED_BYTES)
     made = textgen.fit(real.texts)
     made.facts.update(fitted_to=real.kind, fitted_sha256=real.sha256)
     return made
-
-
-def synthetic_texts(source: textgen.Source, seed: int, size: int) -> Iterator[str]:
-    return textgen.documents(source, seed, size)
 
 
 def real_texts(corpus: Path | None, size: int) -> tuple[list[str], dict[str, Any]]:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -133,9 +134,7 @@ def run(
             tasks = [task for task in tasks if task[0] == "round" and gate_passed(out, session, task[1])]
         total += sum(kind == "round" for kind, _, _ in tasks)
         if tasks and status == "complete":
-            progress.begin(
-                tasks_total=len(tasks), plan=plan, gates=sum(kind == "gate" for kind, _, _ in tasks)
-            )
+            progress.begin(tasks_total=len(tasks), plan=plan, counts=Counter(kind for kind, _, _ in tasks))
             status, more = work_through(tasks, out, session["session"], deadline, progress)
             finished += more
     rows = [row for row in rounds.read_rows(out) if row["run_id"] not in known]
@@ -167,10 +166,10 @@ def work_through(
             if kind == "gate":
                 continue
             break
-        if kind == "round" and not (out / "gates" / f"{session}.{group}.json").exists():
+        if kind != "gate" and not (out / "gates" / f"{session}.{group}.json").exists():
             continue
         begun = time.monotonic()
-        code = run_task(out, f"gate:{group}" if kind == "gate" else name, progress)
+        code = run_task(out, name if kind == "round" else f"{kind}:{group}", progress)
         durations[kind, group] = time.monotonic() - begun
         finished += kind == "round" and code == 0
         if code != 0:
@@ -286,7 +285,19 @@ def schedule(plan: planning.Plan, out: Path, session: str, planned: int) -> list
             if index < planned and (group, index) not in done:
                 attempt = attempts.get((group, index), -1) + 1
                 tasks.append(("round", group, rounds.round_id(session, group, index, attempt)))
+    for group, cases in plan.groups.items():
+        domain = domains.of(cases[0].workload)
+        if domain.details and details_left(domain, plan, out, session, group):
+            tasks.append(("details", group, ""))
     return tasks
+
+
+def details_left(domain: domains.Domain, plan: planning.Plan, out: Path, session: str, group: str) -> bool:
+    """Whether something of a group is to be observed apart from its rounds, as far as is known by now."""
+    details = domain.module("details")
+    if not (out / "gates" / f"{session}.{group}.json").exists():
+        return bool(details.wanted(plan, group))
+    return bool(details.missing(plan, out, session, group))
 
 
 def completed_rounds(

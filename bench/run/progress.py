@@ -9,6 +9,9 @@ from typing import Any
 
 from bench import plan as planning
 
+DETAILS = 2.5  # observations' worth of time of what is observed apart, a case
+KINDS = ("gate", "round", "details")  # of tasks
+
 
 class Progress:
     """Counts finished gates and rounds; time left comes from the durations seen, else from the plan."""
@@ -22,8 +25,8 @@ class Progress:
         self.bar: Any = None
         self.task: Any = None
         self.plan: planning.Plan | None = None
-        self.seen: dict[str, list[float]] = {"gate": [], "round": []}
-        self.left = {"gate": 0, "round": 0}
+        self.seen: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        self.left = dict.fromkeys(KINDS, 0)
         self.failed = 0
         self.last = time.monotonic()
 
@@ -34,6 +37,8 @@ class Progress:
             return 0.0
         cases = self.plan.groups[group]
         estimates = [planning.estimate(c, self.plan, self.history) for c in cases]
+        if kind == "details":
+            return sum(DETAILS * e.observation_s for e in estimates)
         return sum(e.gate_s if kind == "gate" else e.observation_s for e in estimates)
 
     def seconds_left(self) -> float | None:
@@ -49,9 +54,11 @@ class Progress:
         return total
 
     # ------------------------------------------------------------------------------------------- display
-    def begin(self, *, tasks_total: int, plan: planning.Plan, gates: int = 0) -> None:
+    def begin(
+        self, *, tasks_total: int, plan: planning.Plan, counts: Mapping[str, int] | None = None
+    ) -> None:
         self.plan = plan
-        self.left = {"gate": gates, "round": tasks_total - gates}
+        self.left = {kind: (counts or {"round": tasks_total}).get(kind, 0) for kind in KINDS}
         self.last = time.monotonic()
         if not self.live:
             return
@@ -93,6 +100,8 @@ class Progress:
                 line += f"  {message.get('reason')}"
             if not self.live or not ok:
                 self.note(line)
+        elif kind == "note":
+            self.note(str(message.get("text")))
         elif kind == "disk":
             self.note(f"the disk refuses to take more: {message.get('reason')}")
 

@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
@@ -383,7 +383,8 @@ def error_kind(error: BaseException) -> str:
     return "crash"
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], work: Callable[[Job, Channel], None] = work) -> int:
+    """Runs the job of a file; another kind of worker gives its own `work`."""
     channel = Channel()
     try:
         job = json.loads(Path(argv[0]).read_text())

@@ -22,7 +22,7 @@ def bar(monkeypatch: pytest.MonkeyPatch) -> progress.Progress:
     monkeypatch.setattr(progress.planning, "estimate", lambda *_: estimate)
     bar = progress.Progress({})
     plan: Any = SimpleNamespace(groups={"a": ["x", "y"], "b": ["z"]})
-    bar.begin(tasks_total=6, plan=plan, gates=2)
+    bar.begin(tasks_total=6, plan=plan, counts={"gate": 2, "round": 4})
     return bar
 
 
