@@ -38,7 +38,7 @@ STACK = {
     "variants": {
         "default": {"workers": 2, "prefetch": 2, "documents": 64, "group": 4, "encode": "batch"},
     },
-    "variables": {"DISABLE_VERSION_CHECK": "1", "DO_NOT_TRACK_LITDATA": "1"},
+    "variables": {"LITDATA_DISABLE_VERSION_CHECK": "1"},
     "axes": {
         "format": {"cpu": ["jsonl", "jsonl.zst", "parquet", "text"]},
         "tokenizer": {"cpu": ["fast", "hf"]},

@@ -18,6 +18,7 @@ import importlib.metadata
 import json
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -463,7 +464,7 @@ class Stages:
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.folder / f"stages-{os.getpid()}-{id(self)}.json"
         temporary = target.with_suffix(".new")
-        temporary.write_text(json.dumps(self._ns))
+        temporary.write_text(json.dumps(self._ns | {"threads": native_threads()}))
         temporary.replace(target)
 
     def totals(self) -> dict[str, int]:
@@ -471,9 +472,39 @@ class Stages:
         self.save()
         total: dict[str, int] = {}
         for path in self.folder.glob("stages-*.json"):
-            for stage, ns in json.loads(path.read_text()).items():
+            table = json.loads(path.read_text())
+            threads = table.pop("threads")
+            for stage, ns in [*table.items(), *threads.items()]:
                 total[stage] = total.get(stage, 0) + ns
         return total
+
+
+def native_threads() -> dict[str, int]:
+    """CPU nanoseconds, by stage, of this process's threads that Python does not know: pools of tokenizers
+    (`tokenize`: fastokens names its own, `tokenizers` and gigatoken leave the program's name) and of polars
+    (`decode`). Empty where there is no /proc."""
+    found: dict[str, int] = {}
+    own = {str(thread.native_id) for thread in threading.enumerate()} | {str(os.getpid())}
+    program = _comm("self")
+    for task in Path("/proc/self/task").glob("*"):
+        name = _comm(f"self/task/{task.name}")
+        stage = "decode" if name.startswith("polars") else "tokenize"
+        if task.name in own or not name.startswith((program or "?", "fastokens", "polars")):
+            continue
+        try:
+            fields = (task / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        ticks = int(fields[11]) + int(fields[12])
+        found[stage] = found.get(stage, 0) + ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+    return found
+
+
+def _comm(place: str) -> str:
+    try:
+        return Path(f"/proc/{place}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 class _Nothing:
