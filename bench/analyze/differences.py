@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from bench.store import Tables
 
 NOT_REPORTED = "not reported"
-PROVENANCE = ("library.",)  # versions stand in the environment
+PROVENANCE = ("library.", "option.")  # versions stand in the environment, options in their own table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench import stats
+from bench.analyze import loading
 from bench.analyze.ratios import Comparison
 from bench.analyze.summary import CaseSummary
 
@@ -40,7 +41,10 @@ def failures(tables: Tables, cases: Sequence[CaseSummary]) -> list[dict[str, str
     return found
 
 
-def notes(tables: Tables, cases: Sequence[CaseSummary], comparisons: Sequence[Comparison]) -> list[str]:
+def notes(
+    tables: Tables, cases: Sequence[CaseSummary], comparisons: Sequence[Comparison],
+    loaders: Sequence[loading.Loading] = (),
+) -> list[str]:  # fmt: skip
     """Sentences, the most important first."""
     found = []
     timed = [case for case in cases if case.timed]
@@ -57,7 +61,8 @@ def notes(tables: Tables, cases: Sequence[CaseSummary], comparisons: Sequence[Co
             f"Some numbers have no interval: {rounds} complete round{'' if few == [1] else 's'}, and 95 % "
             f"needs {stats.least_rounds()}. Such numbers are not findings."
         )
-    draws = sorted({case.n_draws for case in timed if case.caches == "seeded"})
+    trained = [case for case in timed if not case.workload.startswith("load/")]
+    draws = sorted({case.n_draws for case in trained if case.caches == "seeded"})
     if draws and draws[0] == 1:
         found.append(
             "One autotuning draw: every timed process of an arm read the same compiled code, so the "
@@ -81,6 +86,11 @@ def notes(tables: Tables, cases: Sequence[CaseSummary], comparisons: Sequence[Co
     )
     if lost:
         found.append(f"The baseline has no time, so nothing is compared, in: {', '.join(lost)}.")
+    if names := loading.late(loaders):
+        found.append(
+            "Before its first batch passed more than a quarter of all the time of: " + ", ".join(names) + ". "
+            "Their rates count what came after it; the rate in all stands beside them."
+        )
     if comparisons:
         found.append("Each interval holds by itself at the confidence stated; they do not hold jointly.")
     found += harness_notes(tables)

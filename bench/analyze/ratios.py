@@ -10,7 +10,7 @@ from bench.analyze.summary import CaseSummary, Process
 from bench.errors import UserError, did_you_mean
 from bench.stats import Ratio
 
-USUAL = "torch-eager"  # what others are compared with where nothing else was asked for
+USUAL = ("torch-eager", "torch-dataloader")  # what others are compared with where nothing else was asked for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,11 +81,11 @@ def check(cases: Sequence[CaseSummary], baseline: str) -> None:
 
 
 def baseline_of(members: Sequence[CaseSummary], wanted: str | None) -> CaseSummary | None:
-    """The timed case of the wanted arm; by default torch-eager's, else the first that has a time."""
+    """The timed case of the wanted arm; by default the usual one's, else the first that has a time."""
     timed = [case for case in members if case.timed]
     if wanted is not None:
         return next((case for case in timed if case.arm == wanted), None)
-    return next((case for case in timed if case.arm == USUAL), timed[0] if timed else None)
+    return next((case for case in timed if case.arm in USUAL), timed[0] if timed else None)
 
 
 def speedup(base: CaseSummary, case: CaseSummary) -> Ratio:

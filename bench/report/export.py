@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from bench import schema
-from bench.analyze import Analysis
+from bench.analyze import Analysis, loading
 from bench.analyze.summary import CaseSummary
 from bench.report import words
 from bench.store import Tables
@@ -29,6 +29,11 @@ def document(command: str, tables: Tables, analysis: Analysis, *, page: str | No
         ],
         "break_even": [dataclasses.asdict(row) for row in analysis.break_even],
         "differences": [dataclasses.asdict(row) for row in analysis.differences],
+        "loading": [dataclasses.asdict(row) for row in analysis.loading],
+        "claims": [
+            {**row, "sentence": words.claim(row)}
+            for row in loading.claims(analysis.comparisons, analysis.cases)
+        ],
         "parity": [dataclasses.asdict(row) for row in analysis.parity],
         "failures": analysis.failures,
         "notes": analysis.notes,

@@ -17,21 +17,33 @@ from bench.store import Tables
 
 HERE: Final = Path(__file__).parent
 
-METHODS: Final = """
+METHODS: Final = {
+    "train": """
 <h2>How to read this</h2>
 <p>A <em>value</em> is the wall time of K consecutive training steps, enqueued without reading anything back
 and closed by one wait for all outputs, divided by K; K is the same for all arms of a round. A
-<em>process</em> gives one number: the median of its values after warm-up. A <em>round</em> is one fresh
-process of every arm, back to back in balanced order.</p>
-<p>Step times are medians over rounds between ordered process medians, exact by the sign test. Ratios are
-Hodges–Lehmann estimates of the per-round log-ratios with the exact Wilcoxon interval: 96.9 % with 6 rounds;
-fewer give no 95 % interval, and none is shown. Only cases that passed the parity gate have a time, and only
-complete rounds enter a ratio. Compile time is the first step minus a median step.</p>
+<em>process</em> gives one number: the median of its values after warm-up. Only cases that passed the parity
+gate have a time. Compile time is the first step minus a median step.</p>
+""",
+    "load": """
+<h2>How to read the loaders</h2>
+<p>A <em>value</em> is one pass over text that the process has not seen, from the first batch received to the
+last, divided by the batches in between; the consumer sums every token inside it. One fresh process a value.
+Tokens a second <em>in all</em> count from before the loader was made. Every arm delivered the same documents:
+the gate compares the hash of each document's ids, and every timed run the number of its tokens and their
+sum. No ratio here mixes tokenizers.</p>
+""",
+    "all": """
+<p>A <em>round</em> is one fresh process of every arm, back to back in balanced order. Times are medians over
+rounds between ordered process medians, exact by the sign test. Ratios are Hodges–Lehmann estimates of the
+per-round log-ratios with the exact Wilcoxon interval: 96.9 % with 6 rounds; fewer give no 95 % interval, and
+none is shown. Only complete rounds enter a ratio.</p>
 <p>The argument is in <code>METHODOLOGY.md</code>: “The same work first, time second”, “The timed
 value”, “Rounds and intervals” and “FLOPs, MFU, memory”. The numbers are in
 <code>tables/</code> beside this page, the raw
 artifacts in <code>artifacts/</code>.</p>
-"""
+""",
+}
 
 
 def write(path: Path, tables: Tables, analysis: Analysis) -> None:
@@ -47,11 +59,23 @@ def page(tables: Tables, analysis: Analysis) -> str:
     return template.substitute(
         title=e(f"stackbench: {suite}"),
         css=(HERE / "page.css").read_text(encoding="utf-8"),
-        heading=e(f"{suite}: the same training step on every stack"),
+        heading=e(f"{suite}: {heading(analysis)}"),
         lead=lead(tables),
         body="\n".join(body(tables, analysis)),
-        footer=METHODS,
+        footer="".join(METHODS[name] for name in METHODS if name == "all" or analysis.of(name).cases),
     )
+
+
+def heading(analysis: Analysis) -> str:
+    """What the page is about."""
+    parts = [text for name, text in HEADINGS.items() if analysis.of(name).cases]
+    return " and ".join(parts) or HEADINGS["train"]
+
+
+HEADINGS: Final = {
+    "train": "the same training step on every stack",
+    "load": "the same batches from every loader",
+}
 
 
 def lead(tables: Tables) -> str:
@@ -67,18 +91,7 @@ def lead(tables: Tables) -> str:
 
 
 def body(tables: Tables, analysis: Analysis) -> Iterator[str]:
-    """The sections in order; what has nothing to say is left out."""
-    from bench.report.figures import (
-        break_even,
-        compile_time,
-        energy,
-        mfu,
-        parity,
-        ratios,
-        step_times,
-        throughput,
-    )
-
+    """The sections in order, kind of work by kind of work; what has nothing to say is left out."""
     look = Look(analysis.cases)
     yield sections.verdicts(analysis, look)
     if analysis.failures:
@@ -86,15 +99,11 @@ def body(tables: Tables, analysis: Analysis) -> Iterator[str]:
         if n:
             text = f"{n} of {words.plural(len(analysis.cases), 'case')} without a clean result: see below."
             yield f'<p class="hint">{e(text)}</p>'
-    yield section("Results", sections.results(analysis, look), intervals_hint(analysis))
-    yield figure(throughput, analysis, look)
-    yield figure(ratios, analysis, look)
-    yield figure(step_times, analysis, look)
-    yield figure(compile_time, analysis, look)
-    yield figure(break_even, analysis, look, sections.break_even(analysis, look))
-    yield figure(mfu, analysis, look)
-    yield figure(energy, analysis, look)
-    yield figure(parity, analysis, look, sections.parity(analysis, look))
+    parts = {name: analysis.of(name) for name in CHAPTERS}
+    several = sum(bool(part.cases) for part in parts.values()) > 1
+    for name, part in parts.items():
+        if part.cases:
+            yield from CHAPTERS[name](part, look, several)
     differences = sections.differences(analysis)
     if differences:
         text = "Facts that each worker reported of what it really ran."
@@ -106,6 +115,64 @@ def body(tables: Tables, analysis: Analysis) -> Iterator[str]:
     details = sections.manifests(analysis) + sections.environments(tables)
     if details:
         yield section("Manifests and environments", details)
+
+
+def training(analysis: Analysis, look: Look, several: bool) -> Iterator[str]:
+    """Training: times, ratios, compilation, efficiency, parity."""
+    from bench.report.figures import (
+        break_even,
+        compile_time,
+        energy,
+        mfu,
+        parity,
+        ratios,
+        step_times,
+        throughput,
+    )
+
+    title = "Results of training" if several else "Results"
+    yield section(title, sections.results(analysis, look), intervals_hint(analysis))
+    yield figure(throughput, analysis, look)
+    yield figure(ratios, analysis, look)
+    yield figure(step_times, analysis, look)
+    yield figure(compile_time, analysis, look)
+    yield figure(break_even, analysis, look, sections.break_even(analysis, look))
+    yield figure(mfu, analysis, look)
+    yield figure(energy, analysis, look)
+    yield figure(parity, analysis, look, sections.parity(analysis, look))
+
+
+def loading(analysis: Analysis, look: Look, several: bool) -> Iterator[str]:
+    """Loaders: rates by tokenizer, ratios, scaling, first batch, CPU by stage, memory, the lock, parity."""
+    from bench.report import loaders
+    from bench.report.figures import (
+        first_batch,
+        gil_cost,
+        loader_memory,
+        loader_rate,
+        loader_ratios,
+        loader_scaling,
+        loader_stages,
+    )
+
+    title = "Results of loaders" if several else "Results"
+    yield section(title, loaders.results(analysis, look), intervals_hint(analysis))
+    yield figure(loader_rate, analysis, look)
+    yield figure(loader_ratios, analysis, look)
+    yield figure(loader_scaling, analysis, look)
+    yield figure(first_batch, analysis, look)
+    yield figure(loader_stages, analysis, look)
+    yield figure(loader_memory, analysis, look)
+    yield figure(gil_cost, analysis, look)
+    if options := loaders.options(analysis, look):
+        text = "Where points were tried, the best of them: see `tried` in the gate's files for all."
+        yield section("At which options", options, text)
+    if parity := sections.parity(analysis, look):
+        text = "Counts of what differs from Hugging Face tokenizers' ids over the gate's text: all must be 0."
+        yield section("Parity: are these the corpus's documents?", parity, text)
+
+
+CHAPTERS: Final = {"train": training, "load": loading}
 
 
 def intervals_hint(analysis: Analysis) -> str:

@@ -14,7 +14,7 @@ from bench.analyze.ratios import Comparison, groups
 from bench.analyze.summary import CaseSummary
 from bench.report import environment, words
 from bench.report.figures.style import Look
-from bench.report.terminal import comparisons_of, merged, partial_facts
+from bench.report.terminal import comparisons_of, merged, partial_facts, sentences
 from bench.stats import Interval
 from bench.store import Tables
 
@@ -70,7 +70,8 @@ def verdicts(analysis: Analysis, look: Look) -> str:
     by_group = comparisons_of(analysis)
     cards = []
     for key, cases in groups(analysis.cases).items():
-        items = [sentence(comparison, look) for comparison in by_group.get(key, [])]
+        told = sentences(by_group.get(key, []), cases)
+        items = [sentence(c, text, look) for c, text in zip(by_group.get(key, []), told, strict=True)]
         if not items:
             items = [f"<li>{without_verdict(cases)}</li>"]
         cards.append(
@@ -80,9 +81,8 @@ def verdicts(analysis: Analysis, look: Look) -> str:
     return f'<section class="verdicts" aria-label="Verdicts">{"".join(cards)}</section>'
 
 
-def sentence(comparison: Comparison, look: Look) -> str:
+def sentence(comparison: Comparison, text: str, look: Look) -> str:
     """The verdict, its evidence in a quieter tone."""
-    text = words.verdict(comparison)
     main, bracket, evidence = text.partition(" (")
     quiet = f' <span class="evidence">({e(evidence)}</span>' if bracket else ""
     return f"<li>{swatch(look, comparison.stack)}{e(main)}{quiet}</li>"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bench.analyze import Analysis
+from bench.analyze import Analysis, loading
 from bench.analyze.break_even import BreakEven
 from bench.analyze.differences import NOT_REPORTED, Differences
 from bench.analyze.parity import Distance
@@ -81,11 +81,11 @@ def show_report(
     by_group = comparisons_of(analysis)
     for key, cases in groups(analysis.cases).items():
         out.heading(title(cases[0], analysis))
-        for comparison in by_group.get(key, []):
-            out.line(words.verdict(comparison), hang=2)
+        for sentence in sentences(by_group.get(key, []), cases):
+            out.line(sentence, hang=2)
         if by_group.get(key):
             out.console.print()
-        results(out, cases, price=price)
+        results(out, cases, analysis, price=price)
     pay_off(out, analysis)
     found = merged(analysis)
     for names, group in found[:MOST_GROUPS]:
@@ -109,15 +109,26 @@ def show_comparison(console: Console, analysis: Analysis, *, price: bool = False
     by_group = comparisons_of(analysis)
     for key, cases in groups(analysis.cases).items():
         out.heading(title(cases[0], analysis))
-        for comparison in by_group.get(key, []):
-            out.line(words.verdict(comparison), hang=2)
-        results(out, cases, price=price)
+        for sentence in sentences(by_group.get(key, []), cases):
+            out.line(sentence, hang=2)
+        results(out, cases, analysis, price=price)
     pay_off(out, analysis)
     failures(out, analysis.failures)
     if analysis.notes:
         out.heading("Notes")
         for note in analysis.notes:
             out.line(f"· {plain(note)}", hang=2)
+
+
+def sentences(comparisons: Sequence[Comparison], cases: Sequence[CaseSummary]) -> list[str]:
+    """The verdicts of a group; loaders' name their tokenizer, so that each can be quoted alone."""
+    if is_loading(cases):
+        return [words.claim(row) for row in loading.claims(comparisons, cases)]
+    return [words.verdict(comparison) for comparison in comparisons]
+
+
+def is_loading(cases: Sequence[CaseSummary]) -> bool:
+    return bool(cases) and cases[0].workload.startswith("load/")
 
 
 def comparisons_of(analysis: Analysis) -> dict[tuple[str, str], list[Comparison]]:
@@ -144,8 +155,13 @@ def title(case: CaseSummary, analysis: Analysis) -> str:
 
 
 # --------------------------------------------------------------------------------------------------- results
-def results(out: Printer, cases: Sequence[CaseSummary], *, price: bool) -> None:
+def results(out: Printer, cases: Sequence[CaseSummary], analysis: Analysis, *, price: bool) -> None:
     """The table of one workload, or cards where it does not fit; a case without a time shows its reason."""
+    if is_loading(cases):
+        from bench.report import loaders
+
+        loaders.show(out, cases, analysis)
+        return
     mfu = any(c.mfu.estimate is not None for c in cases)
     head = ["", "status", "ms a step", "tokens/s", "compile s"]
     head += ["MFU"] if mfu else []

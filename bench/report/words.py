@@ -134,6 +134,21 @@ def verdict(comparison: Comparison) -> str:
     return f"{arm} takes {1 / ratio.estimate:.2f}× as long as {base} ({shown})"
 
 
+def claim(row: Mapping[str, Any]) -> str:
+    """`fast tokenizer: rust is 5.10× torch-dataloader (4.80–5.40, 6 rounds)`: to be quoted as it is."""
+    arm, base = plain(row["arm"], 80), plain(row["baseline"], 80)
+    start = f"{plain(row['tokenizer'], 20)} tokenizer: {arm}"
+    if row["ratio"] is None:
+        return f"{start} and {base}: no round in which both have a time"
+    rounds = plural(row["n_rounds"], "round")
+    if row["low"] is None or row["high"] is None:
+        return f"{start} is {row['ratio']:.2f}× {base} ({rounds}, no interval: not a finding)"
+    ends = f"{row['low']:.2f}–{row['high']:.2f}, {rounds}"
+    if row["low"] <= 1 <= row["high"]:
+        return f"{start} and {base}: no difference larger than the noise ({row['ratio']:.2f}×, {ends})"
+    return f"{start} is {row['ratio']:.2f}× {base} ({ends})"
+
+
 def pays_off(row: BreakEven) -> str:
     """`after 1,400 steps (1,350–1,520)`, or why never."""
     if row.steps is None:

@@ -45,6 +45,8 @@ _TELLING: Final = re.compile(r"(ADDR|ADDRESS|HOST|HOSTS|TOKEN|KEY|SECRET|PASSWOR
 _PLACE: Final = re.compile(r"(DIR|PATH|FILE|HOME|ROOT)$")  # says where, not how
 _INTERESTING: Final = re.compile(
     r"torch|jax|jaxlib|jax-.*|triton|numpy|pyperf|ml-dtypes|tokenizers|mkl|intel-openmp|nvidia-.*|stackbench"
+    r"|fastokens|gigatoken|tiktoken|orjson|zstandard|pyarrow|torchdata|datasets|grain|spdl|litdata|daft"
+    r"|mosaicml-streaming|dataloader-rs|stackbench-native"
 )
 _TOOLS: Final = frozenset({"pip", "setuptools", "wheel", "uv", "stackbench"})
 _PROBE: Final = """

@@ -66,6 +66,7 @@ class Pass:
     def __init__(self, job: Job, stages: Any = None) -> None:
         self.batches = self.tokens = self.total = 0
         self.first_ns = self.second_ns = self.last_ns = 0
+        module_of(job["stack_file"])  # a program that trains has imported its framework already
         cpu, self.begin_ns = tree.cpu_s(os.getpid()), time.perf_counter_ns()
         self.loader = make(job, stages)
         for batch, _ in self.loader.batches():
@@ -77,7 +78,7 @@ class Pass:
             self.batches += 1
             self.last_ns = time.perf_counter_ns()
             self.second_ns = self.second_ns or self.last_ns
-        self.cpu_s = tree.cpu_s(os.getpid()) - cpu
+        self.cpu_s, self.pool_s = tree.cpu_s(os.getpid()) - cpu, tree.library_threads_cpu_s()
         if self.batches < 2:
             raise Refusal("bad job", f"{self.batches} batches: the corpus is too small for a rate")
         self.padding = int(self.loader.padding())
@@ -223,7 +224,10 @@ def run_breakdown(job: Job, channel: Channel) -> None:
     found = {name: ns / 1e9 for name, ns in stages.totals().items()}
     for name, seconds in found.items():
         channel.metric(f"stage.{name}", seconds / mtok, "s", phase="breakdown")
-    channel.metric("stage.other", max(0.0, done.cpu_s - sum(found.values())) / mtok, "s", phase="breakdown")
+    rest = max(0.0, done.cpu_s - sum(found.values()))
+    pool = min(rest, done.pool_s)  # not claimed by a stage: a tokenizer's threads
+    channel.metric("stage.library threads", pool / mtok, "s", phase="breakdown")
+    channel.metric("stage.other", (rest - pool) / mtok, "s", phase="breakdown")
     channel.metric("stages_cpu_s_per_mtok", done.cpu_s / mtok, "s", phase="breakdown")
     size, ns = pickles.totals()
     channel.metric("bytes_pickled_per_batch", size / done.batches, "bytes", phase="breakdown")

@@ -226,8 +226,11 @@ def fingerprint_arms(plan: planning.Plan) -> dict[str, dict[str, Any]]:
     """One fingerprint an arm; arms that share interpreter and variables share it."""
     from bench.run import environment
 
-    locks = [p for p in sorted((registry.ROOT / "locks").glob("*.txt")) if p.stem != "dev"]
-    locks = chosen_locks(locks)
+    paths = [Path(p) for p in plan.suite["path"]]
+    stacks = [s for name in domains.DOMAINS for s in registry.stacks(name, paths).values()]
+    layers = {stack.environment for stack in stacks} | {"dev"}
+    every = sorted((registry.ROOT / "locks").glob("*.txt"))
+    timed = chosen_locks([p for p in every if p.stem not in layers])
     seen: dict[str, dict[str, Any]] = {}
     out = {}
     for case in plan.cases:
@@ -236,6 +239,8 @@ def fingerprint_arms(plan: planning.Plan) -> dict[str, dict[str, Any]]:
         key = json.dumps([case.interpreter, case.variables], sort_keys=True)
         if key not in seen:
             interpreter = Path(case.interpreter) if case.interpreter else None
+            own = [p for p in every if interpreter and registry.environment(p.stem) in interpreter.parents]
+            locks = [*timed, *own]  # environments of their own are layers on the timed one
             seen[key] = environment.fingerprint(interpreter, case.variables, locks, registry.ROOT)
         out[case.arm] = seen[key]
     return out

@@ -54,6 +54,18 @@ def cpu_s(root: int) -> float:
     return ticks / TICKS
 
 
+def library_threads_cpu_s() -> float:
+    """CPU seconds so far of this process's threads that Python did not start: pools of libraries."""
+    python = {thread.native_id for thread in threading.enumerate()}
+    ticks = 0
+    for place in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            if int(place.name) not in python:
+                fields = (place / "stat").read_text().rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])
+    return ticks / TICKS
+
+
 class Sampler:
     """The peak of a tree's memory, from a thread of this process: the tree itself does nothing for it."""
 

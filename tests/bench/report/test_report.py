@@ -144,7 +144,7 @@ def test_json_is_one_document_and_nothing_else(
     assert code == document["exit_code"] == 1 and document["command"] == command
     assert set(document) == {
         "schema_version", "command", "directories", "page", "exit_code", "sessions", "cases", "comparisons",
-        "break_even", "differences", "parity", "failures", "notes",
+        "break_even", "differences", "parity", "failures", "notes", "loading", "claims",
     }  # fmt: skip
     case = document["cases"][0]
     assert {"case_id", "status", "reason", "step_s", "tokens_per_s", "mfu", "run_ids"} <= set(case)

@@ -1,0 +1,153 @@
+"""What does each loader cost beside its time? One row a case of the domain `load`.
+
+A rate counts from the first batch to the last; `rate_in_all` counts from before the loader was made, so that
+a loader that does its work before the first batch is seen. Nothing here compares across tokenizers: a group
+of cases that are compared has one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from bench import stats
+from bench.analyze.ratios import Comparison
+from bench.analyze.summary import NOTHING, CaseSummary
+from bench.stats import Interval
+from stacks.load.spec import STAGES
+
+if TYPE_CHECKING:
+    from bench.store import Tables
+
+ORDER: Final = (*STAGES, "library threads", "other")
+LATE_SHARE: Final = 0.25  # of all its time before the first batch: its rate alone would mislead
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Loading:
+    """Medians over rounds where they come from timed observations, else of the one observation apart."""
+
+    session: str
+    case_id: str
+    group: str
+    workload: str
+    arm: str
+    stack: str
+    tokenizer: str
+    axes: Mapping[str, Any]
+    rate_in_all: Interval
+    first_batch_s: Interval
+    cpu_s_per_mtok: Interval
+    pss_bytes: Interval
+    first_batch_share: float | None
+    padding_share: float | None
+    prepare_s: float | None
+    prepared_bytes: float | None
+    consumer_us_per_batch: float | None
+    bytes_pickled_per_batch: float | None
+    pickle_s_per_batch: float | None
+    gil_slowdown: float | None
+    gil_slowdown_alone: float | None
+    stages: Mapping[str, float]  # CPU seconds a million tokens
+    options: str
+    points_tried: int
+
+
+def loadings(tables: Tables, cases: Sequence[CaseSummary]) -> list[Loading]:
+    """One for every case of the domain `load` that has a time, in the plan's order."""
+    metrics: dict[str, dict[str, float | None]] = {}
+    for row in tables.rows("metrics"):
+        metrics.setdefault(row["run_id"], {})[row["metric"]] = row["value"]
+    apart: dict[tuple[str, str], dict[str, float | None]] = {}
+    tried: dict[tuple[str, str], int] = {}
+    for run in tables.rows("runs"):
+        key = (run["session"], run["case_id"])
+        tried[key] = tried.get(key, 0) + (run["kind"] == "calibration")
+        if run["kind"] in ("prepare", "consumer", "breakdown", "gil") and run["status"] == "ok":
+            found = apart.setdefault(key, {})
+            found.update({k: v for k, v in metrics.get(run["run_id"], {}).items() if k not in WATCHED})
+    facts: dict[tuple[str, str], list[str]] = {}
+    for row in tables.rows("manifest"):
+        if (row["key"] or "").startswith("option."):
+            words = f"{row['key'].removeprefix('option.')} {row['value']}"
+            facts.setdefault((row["session"], row["case_id"]), []).append(words)
+    out = []
+    for case in cases:
+        key = (case.session, case.case_id)
+        if case.workload.startswith("load/") and case.timed:
+            options = ", ".join(sorted(facts.get(key, [])))
+            out.append(loading(case, metrics, apart.get(key, {}), options, tried.get(key, 0)))
+    return out
+
+
+WATCHED: Final = ("pss_bytes", "page_cache_resident_share")  # of every observation; the timed ones' count
+
+
+def loading(
+    case: CaseSummary, metrics: Mapping[str, Mapping[str, float | None]], apart: Mapping[str, float | None],
+    options: str, tried: int,
+) -> Loading:  # fmt: skip
+    used = [p for p in case.processes if p.complete] or list(case.processes)
+
+    def timed(name: str) -> list[float]:
+        found = [metrics.get(p.run_id, {}).get(name) for p in used]
+        return [value for value in found if value is not None and value > 0]
+
+    def middle(name: str) -> float | None:
+        found = timed(name)
+        return statistics.median(found) if found else None
+
+    total, first = middle("total_s"), middle("time_to_first_batch_s")
+    stages = {
+        name.removeprefix("stage."): value
+        for name, value in apart.items()
+        if name.startswith("stage.") and value is not None and value > 0
+    }
+    names = ("prepare_s", "prepared_bytes", "consumer_us_per_batch", "bytes_pickled_per_batch",
+              "pickle_s_per_batch", "gil_slowdown", "gil_slowdown_alone")  # fmt: skip
+    single: dict[str, Any] = {name: apart.get(name) for name in names}
+    return Loading(
+        **{k: getattr(case, k) for k in ("session", "case_id", "group", "workload", "arm", "stack", "axes")},
+        tokenizer=str(case.axes.get("tokenizer", "")), rate_in_all=level(timed("tokens_per_s_in_all")),
+        first_batch_s=level(timed("time_to_first_batch_s")), cpu_s_per_mtok=level(timed("cpu_s_per_mtok")),
+        pss_bytes=level(timed("pss_bytes")), first_batch_share=first / total if first and total else None,
+        padding_share=middle("padding_share"), options=options, points_tried=tried,
+        stages={name: stages[name] for name in sorted(stages, key=stage_order)},
+        **single,
+    )  # fmt: skip
+
+
+def level(values: Sequence[float]) -> Interval:
+    return stats.level(values) if values else NOTHING
+
+
+def stage_order(name: str) -> tuple[int, str]:
+    return (ORDER.index(name) if name in ORDER else len(ORDER) - 1, name)
+
+
+def claims(comparisons: Sequence[Comparison], cases: Sequence[CaseSummary]) -> list[dict[str, Any]]:
+    """What may be quoted of loaders: a sentence a comparison, that names its tokenizer."""
+    known = {(c.session, c.case_id): c for c in cases}
+    out = []
+    for c in comparisons:
+        case = known[c.session, c.case_id]
+        if case.workload.startswith("load/"):
+            out.append({
+                "session": c.session, "group": c.group, "case_id": c.case_id, "arm": c.arm,
+                "baseline": c.baseline, "tokenizer": case.axes.get("tokenizer"), "ratio": c.speedup.estimate,
+                "low": c.speedup.low, "high": c.speedup.high, "n_rounds": c.speedup.n_rounds,
+                "verdict": c.verdict, "run_ids": [p.run_id for p in case.processes],
+            })  # fmt: skip
+    return out
+
+
+def late(found: Sequence[Loading]) -> list[str]:
+    """Loaders whose rate alone would mislead, in words."""
+    names = dict.fromkeys(
+        f"{row.arm} with the {row.tokenizer} tokenizer ({100 * row.first_batch_share:.0f} %)"
+        for row in found
+        if row.first_batch_share is not None and row.first_batch_share > LATE_SHARE
+    )
+    return list(names)
