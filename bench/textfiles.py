@@ -83,8 +83,8 @@ def gate_texts(source: textgen.Source, seed: int, size: int) -> Iterator[str]:
         if i < len(real) and made < size // 4:
             yield real[i]
             made += len(real[i])
-        if i % 16 == 0:
-            yield HARD[i // 16 % len(HARD)]
+        if i % 8 == 0:
+            yield HARD[i // 8 % len(HARD)]
 
 
 # ------------------------------------------------------------------------------------------------ on disk

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 NOT_STORED = ("files",)  # of a job: as many as the corpus has
 MB = 1_000_000
-GATE_BYTES = 4 * MB
+GATE_BYTES = 4 * MB  # at most, and no more than what is timed
 SHORT_BYTES = {"fast": 32 * MB, "hf": 4 * MB}
 LARGEST_ID = 2**31 - 1
 COLD_SHARE = 0.02  # of the pages: a page cache that keeps more of them is not cold
@@ -84,9 +84,10 @@ def texts_of(case: planning.Case, seed: int, given: Path | None) -> dict[str, Te
             facts={"corpus_kind": "generated text", **made.facts},
         )  # fmt: skip
 
+    hard = min(size, GATE_BYTES)
     gate = Text(
-        key=("gate", mark, seed, GATE_BYTES), facts={},
-        texts=lambda: textfiles.gate_texts(made, seed + 2, GATE_BYTES),
+        key=("gate", mark, seed, hard), facts={},
+        texts=lambda: textfiles.gate_texts(made, seed + 2, hard),
     )  # fmt: skip
     if case.workload == "load/synthetic":
         return {"main": generated(seed, size), "gate": gate, "short": generated(seed + 1, short)}

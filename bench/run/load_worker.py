@@ -36,7 +36,7 @@ Job = Mapping[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
 PICKLES = "STACKBENCH_PICKLES"  # variable: the folder where processes count what they pickle
 HASH_BYTES = 16
-CONSUMER_BATCHES, CONSUMER_S = 200, 3.0  # of the look at what a ready batch costs
+CONSUMER_BATCHES, CONSUMER_S = 200, 1.5  # of the look at what a ready batch costs
 
 
 def module_of(path: str) -> ModuleType:
