@@ -44,7 +44,13 @@ STACK = {
     },
 }
 
-BUILDERS = {"jsonl": "json", "jsonl.zst": "json", "parquet": "parquet", "text": "text"}
+BUILDERS = {"jsonl": "json", "jsonl.zst": "json", "parquet": "parquet"}
+
+
+def text_rows(files: list[Path]) -> Iterator[dict[str, str]]:
+    """Whole files, as they are: the builder `text` would turn the ends of lines into "\\n"."""
+    for path in files:
+        yield {"text": path.read_bytes().decode()}
 
 
 def encode(table: pa.Table, tokenizer: Any, end: int) -> pa.Table:
@@ -64,11 +70,15 @@ class Loader(reading.Base):
             path.stat()
         datasets.disable_progress_bars()
         self.place = self.cache / "datasets"
-        more = {"sample_by": "document"} if self.format == "text" else {}
-        data = datasets.load_dataset(
-            BUILDERS[self.format], data_files=[str(path) for path in files], split="train",
-            streaming=streaming, cache_dir=str(self.place), **more,
-        )  # fmt: skip
+        if self.format == "text":
+            kind = datasets.IterableDataset if streaming else datasets.Dataset
+            more = {} if streaming else {"cache_dir": str(self.place)}
+            data = kind.from_generator(text_rows, gen_kwargs={"files": files}, **more)
+        else:
+            data = datasets.load_dataset(
+                BUILDERS[self.format], data_files=[str(path) for path in files], split="train",
+                streaming=streaming, cache_dir=str(self.place),
+            )  # fmt: skip
         if self.shuffle == "block":
             return data.shuffle(seed=self.seed, buffer_size=reading.WINDOW)
         return data.shuffle(seed=self.seed) if self.shuffle == "global" else data

@@ -57,12 +57,10 @@ def clocked(items: Iterable[Any], stages: Stages | None, stage: str) -> Iterator
     if stages is None:
         yield from items
         return
-    items = iter(items)
-    while True:
+    items, block = (item for item in items), [None] * 64  # a generator: `iter` of some begins an epoch anew
+    while len(block) == 64:
         with stages.of(stage):
             block = list(islice(items, 64))
-        if not block:
-            return
         yield from block
 
 
