@@ -1,0 +1,243 @@
+//! The text of one JSON line, without building the rest of it.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+
+use crate::error::{Error, Result};
+
+/// The string at `field` of one line, unescaped into `scratch`; `Ok(None)` for a blank line, a null or "".
+pub fn text<'a>(line: &[u8], field: &str, scratch: &'a mut Vec<u8>) -> Result<Option<&'a str>> {
+    if line.iter().all(u8::is_ascii_whitespace) {
+        return Ok(None);
+    }
+    scratch.clear();
+    scratch.reserve(line.len());
+    if plain(line, field, scratch).is_none() {
+        let Some(text) = parse(line, field)? else { return Ok(None) };
+        scratch.clear();
+        scratch.extend_from_slice(text.as_bytes());
+    }
+    let text = simdutf8::compat::from_utf8(scratch).map_err(|e| Error::data(format!("not UTF-8: {e}")))?;
+    Ok((!text.is_empty()).then_some(text))
+}
+
+/// The common line, `{"field": "…"}` with nothing else in it; None where it is any other, or malformed.
+fn plain(line: &[u8], field: &str, out: &mut Vec<u8>) -> Option<()> {
+    let rest = literal(line, b"{")?;
+    let rest = literal(rest, b"\"")?.strip_prefix(field.as_bytes())?.strip_prefix(b"\"")?;
+    let mut rest = literal(literal(rest, b":")?, b"\"")?;
+    loop {
+        let at = copy_plain(rest, out)?;
+        if rest[at] == b'"' {
+            rest = &rest[at + 1..];
+            break;
+        }
+        let escape = *rest.get(at + 1)?;
+        rest = &rest[at + 2..];
+        out.push(match escape {
+            b'n' => b'\n',
+            b't' => b'\t',
+            b'r' => b'\r',
+            b'b' => 8,
+            b'f' => 12,
+            b'"' | b'\\' | b'/' => escape,
+            b'u' => {
+                let (character, after) = unicode(rest)?;
+                out.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+                rest = after;
+                continue;
+            }
+            _ => return None,
+        });
+    }
+    literal(rest, b"}")?.iter().all(u8::is_ascii_whitespace).then_some(())
+}
+
+const ONES: u64 = 0x0101_0101_0101_0101;
+const HIGH: u64 = 0x8080_8080_8080_8080;
+
+/// Appends the bytes before the first quote or backslash, and returns where that is; None where there is none,
+/// or a control character before it. Eight bytes at a time: the lowest high bit of `special` is exact
+/// (Warren, "Hacker's Delight", 6-1).
+fn copy_plain(bytes: &[u8], out: &mut Vec<u8>) -> Option<usize> {
+    let mut at = 0;
+    while let Some(chunk) = bytes[at..].first_chunk::<8>() {
+        let word = u64::from_le_bytes(*chunk);
+        let zero = |x: u64| x.wrapping_sub(ONES) & !x;
+        let control = word.wrapping_sub(ONES * 0x20) & !word;
+        let special = (zero(word ^ (ONES * u64::from(b'"'))) | zero(word ^ (ONES * u64::from(b'\\'))) | control) & HIGH;
+        if special == 0 {
+            out.extend_from_slice(chunk);
+            at += 8;
+            continue;
+        }
+        let first = (special.trailing_zeros() / 8) as usize;
+        out.extend_from_slice(&chunk[..first]);
+        return (chunk[first] >= 0x20).then_some(at + first);
+    }
+    let rest = &bytes[at..];
+    let first = rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20))?;
+    out.extend_from_slice(&rest[..first]);
+    (rest[first] >= 0x20).then_some(at + first)
+}
+
+/// What follows blanks and a literal.
+fn literal<'a>(bytes: &'a [u8], what: &[u8]) -> Option<&'a [u8]> {
+    bytes.trim_ascii_start().strip_prefix(what)
+}
+
+/// The character of `\uXXXX`, or of a pair of surrogates, after the first `\u`.
+fn unicode(bytes: &[u8]) -> Option<(char, &[u8])> {
+    let hex = |digits: &[u8]| {
+        let all = digits.iter().all(u8::is_ascii_hexdigit);
+        all.then(|| u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()).flatten()
+    };
+    let first = hex(bytes.get(..4)?)?;
+    let rest = &bytes[4..];
+    if let Some(character) = char::from_u32(first) {
+        return Some((character, rest));
+    }
+    let second = hex(rest.strip_prefix(b"\\u")?.get(..4)?)?;
+    let pair = (0xd800..0xdc00).contains(&first) && (0xdc00..0xe000).contains(&second);
+    let code = 0x1_0000 + ((first & 0x3ff) << 10) + (second & 0x3ff);
+    Some((char::from_u32(code).filter(|_| pair)?, &rest[6..]))
+}
+
+/// Any object, by the book.
+fn parse<'a>(line: &'a [u8], field: &str) -> Result<Option<Cow<'a, str>>> {
+    let text = simdutf8::compat::from_utf8(line).map_err(|e| Error::data(format!("not UTF-8: {e}")))?;
+    let mut deserializer = sonic_rs::Deserializer::from_str(text);
+    let found = Object { field }
+        .deserialize(&mut deserializer)
+        .and_then(|found| deserializer.end().map(|()| found))
+        .map_err(|error| {
+            let message = error.to_string();
+            Error::data(format!("malformed JSON: {}", message.lines().next().unwrap_or("")))
+        })?;
+    found.ok_or_else(|| Error::data(format!("no key {field:?} in this object")))
+}
+
+struct Object<'f> {
+    field: &'f str,
+}
+
+impl<'de> DeserializeSeed<'de> for Object<'_> {
+    type Value = Option<Option<Cow<'de, str>>>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Object<'_> {
+    type Value = Option<Option<Cow<'de, str>>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "an object with the key {:?}", self.field)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
+        let mut found = None;
+        while let Some(Text(key)) = map.next_key()? {
+            let key = key.ok_or_else(|| A::Error::custom("a key that is no string"))?;
+            if key == self.field {
+                found = Some(map.next_value::<Text>()?.0);
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// A string, borrowed where it has no escapes; None for null.
+struct Text<'a>(Option<Cow<'a, str>>);
+
+impl<'de> serde::Deserialize<'de> for Text<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_any(TextVisitor)
+    }
+}
+
+struct TextVisitor;
+
+impl<'de> Visitor<'de> for TextVisitor {
+    type Value = Text<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string or null")
+    }
+    fn visit_borrowed_str<E>(self, text: &'de str) -> std::result::Result<Self::Value, E> {
+        Ok(Text(Some(Cow::Borrowed(text))))
+    }
+    fn visit_str<E>(self, text: &str) -> std::result::Result<Self::Value, E> {
+        Ok(Text(Some(Cow::Owned(text.to_owned()))))
+    }
+    fn visit_string<E>(self, text: String) -> std::result::Result<Self::Value, E> {
+        Ok(Text(Some(Cow::Owned(text))))
+    }
+    fn visit_unit<E>(self) -> std::result::Result<Self::Value, E> {
+        Ok(Text(None))
+    }
+    fn visit_none<E>(self) -> std::result::Result<Self::Value, E> {
+        Ok(Text(None))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn one(line: &[u8]) -> Result<Option<String>> {
+        text(line, "text", &mut Vec::new()).map(|t| t.map(str::to_owned))
+    }
+
+    #[test]
+    fn finds_the_text_among_other_keys() {
+        let line = br#"{"id": [1, {"text": 3}], "text": "a\n\u00e9\ud83d\ude00", "x": null}"#;
+        assert_eq!(one(line).unwrap().unwrap(), "a\n\u{e9}\u{1f600}");
+        for blank in [&br#"{"text": null}"#[..], br#"{"text": ""}"#, b" \t\r\n"] {
+            assert_eq!(one(blank).unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_no_such_object() {
+        let lines: [&[u8]; 12] = [
+            br#"{"text": "a"#, br#"{"text": 3}"#, br#"{"other": "a"}"#, br#"["a"]"#, br#"{"text": "a"} x"#, b"{",
+            br#"{"text": "\ud800"}"#, br#"{"text": "\ud800\u0041"}"#, br#"{"text": "\u+041"}"#, br#"{"text": "\x"}"#,
+            b"{\"text\": \"\xff\"}", b"{\"text\": \"a\tb\"}",
+        ];
+        for line in lines {
+            assert!(one(line).is_err(), "{}", String::from_utf8_lossy(line));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn both_ways_agree_with_serde_json(content in any::<String>(), ascii: bool, other: bool) {
+            let mut written = serde_json::to_string(&content).unwrap();
+            if ascii {
+                written = written.chars().map(|c| if c.is_ascii() { c.to_string() } else {
+                    c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect()
+                }).collect();
+            }
+            let line = if other { format!("{{\"a\": 1, \"text\" :{written}}}") } else { format!(" {{ \"text\": {written} }}\r\n") };
+            prop_assert_eq!(one(line.as_bytes()).unwrap().unwrap_or_default(), content);
+        }
+
+        #[test]
+        fn bytes_that_are_anything_never_panic_and_what_is_taken_is_json(line in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let wrapped = [b"{\"text\": \"".as_slice(), &line, b"\"}"].concat();
+            for line in [&line[..], &wrapped] {
+                if let Ok(Some(text)) = one(line) {
+                    let value: serde_json::Value = serde_json::from_slice(line).unwrap();
+                    prop_assert_eq!(value["text"].as_str().unwrap(), text);
+                }
+            }
+        }
+    }
+}

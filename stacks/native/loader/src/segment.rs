@@ -1,0 +1,482 @@
+//! From a block to a segment: read, decode, tokenize. Everything here is a pure function of the files.
+
+use std::io::{BufReader, Read};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use arrow_array::RecordBatch;
+use bytes::Bytes;
+
+use crate::error::{Error, Result};
+use crate::json;
+use crate::parquet_file::{self, GroupReader};
+use crate::permutation::{Permutation, key};
+use crate::source::{Block, Documents, Shuffle, Source};
+use crate::stats::{Clock, Stage, Stats};
+use crate::stop::Stop;
+use crate::store::File;
+use crate::tokenizer::Tokenizer;
+
+/// A record may be this long, bytes.
+pub const LONGEST_RECORD: usize = 1 << 28;
+const TAIL: usize = 1 << 16;
+
+/// What happens to data that cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnError {
+    /// The batch that would have held it is an error.
+    Error,
+    /// The record, or the rest of an unreadable block, is left out, counted and listed.
+    Skip,
+}
+
+/// What all threads read.
+#[derive(Debug)]
+pub struct Common {
+    /// Key or column of the text.
+    pub field: String,
+    /// Policy for data that cannot be read.
+    pub on_error: OnError,
+    /// Order of documents.
+    pub shuffle: Shuffle,
+    /// Counters.
+    pub stats: Stats,
+    /// Ends everything.
+    pub stop: Stop,
+}
+
+/// Text as it was read.
+pub enum Raw {
+    /// Whole lines of a file, from a byte on.
+    Lines { file: String, start: u64, bytes: Vec<u8> },
+    /// Rows of Parquet.
+    Rows(RecordBatch),
+    /// One document each, with its file.
+    Texts(Vec<(String, Bytes)>),
+    /// Lines picked one by one, each with its file and its first byte.
+    Picked(Vec<(usize, u64, Bytes)>),
+    /// Tokens that need no work.
+    Tokens(Segment),
+}
+
+/// Tokens of a segment: each document followed by end-of-text.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    /// The tokens.
+    pub tokens: Tokens,
+    /// Running number of tokens after each document.
+    pub ends: Vec<u32>,
+}
+
+/// Tokens in memory or in a mapped shard.
+#[derive(Clone, Debug)]
+pub enum Tokens {
+    /// Made by us.
+    Owned(Arc<Vec<i32>>),
+    /// `count` tokens from token `start` of a mapped file.
+    Mapped { map: Arc<memmap2::Mmap>, start: usize, count: usize },
+}
+
+impl Tokens {
+    /// All of them.
+    pub fn as_slice(&self) -> &[i32] {
+        match self {
+            Self::Owned(tokens) => tokens,
+            Self::Mapped { map, start, count } => {
+                let bytes = &map[4 * start..4 * (start + count)];
+                // SAFETY: a mapped file starts on a page, so the slice is aligned for i32; its length is a
+                // multiple of four, and every bit pattern is an i32 (the format is little-endian, as are the
+                // machines that this crate supports: see the check in lib.rs).
+                unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast::<i32>(), *count) }
+            }
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ reading
+/// Reads the segments of one block in order.
+pub enum BlockReader {
+    /// A block of one segment, until it has been read.
+    Single(Option<Block>),
+    /// A compressed file.
+    Compressed(Box<LineStream>),
+    /// A row group.
+    Group(Box<GroupReader>),
+}
+
+impl BlockReader {
+    /// Opens a block at one of its segments.
+    pub fn open(source: &Source, block: Block, segment: u64, common: &Common) -> Result<Self> {
+        match block {
+            Block::Compressed { file } => {
+                let file = source.file(file, &common.stop)?;
+                let mut stream = LineStream::open(file, source.manifest.segment_bytes as usize)?;
+                for _ in 0..segment {
+                    stream.next()?;
+                }
+                Ok(Self::Compressed(Box::new(stream)))
+            }
+            Block::Group { file, group } => {
+                let (rows, bytes) = source.manifest.files[file].groups[group];
+                let segments = bytes.div_ceil(source.manifest.segment_bytes.max(1)).max(1);
+                let rows = rows.div_ceil(segments).max(1);
+                let file = source.file(file, &common.stop)?;
+                let reader = GroupReader::open(file, &common.field, group, rows, segment)?;
+                Ok(Self::Group(Box::new(reader)))
+            }
+            single => Ok(Self::Single((segment == 0).then_some(single))),
+        }
+    }
+
+    /// The next segment's text; None after the last.
+    pub fn next(&mut self) -> Result<Option<Work>> {
+        Ok(match self {
+            Self::Single(block) => block.take().map(Work::Block),
+            Self::Compressed(stream) => stream.next()?.map(Work::Raw),
+            Self::Group(reader) => reader.next()?.map(|batch| Work::Raw(Raw::Rows(batch))),
+        })
+    }
+}
+
+/// What a thread has to do for one segment.
+pub enum Work {
+    /// Read it too.
+    Block(Block),
+    /// It has been read.
+    Raw(Raw),
+}
+
+/// Lines of a compressed file, about a segment at a time.
+pub struct LineStream {
+    name: String,
+    decoder: zstd::stream::read::Decoder<'static, BufReader<FileStream>>,
+    carry: Vec<u8>,
+    position: u64,
+    target: usize,
+    done: bool,
+}
+
+struct FileStream {
+    file: File,
+    position: u64,
+}
+
+impl Read for FileStream {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        let length = (self.file.size() - self.position).min(out.len() as u64) as usize;
+        if length > 0 {
+            let bytes = self.file.read(self.position, length).map_err(std::io::Error::other)?;
+            out[..length].copy_from_slice(&bytes);
+            self.position += length as u64;
+        }
+        Ok(length)
+    }
+}
+
+impl LineStream {
+    fn open(file: File, target: usize) -> Result<Self> {
+        let name = file.name().to_owned();
+        let buffered = BufReader::with_capacity(1 << 18, FileStream { file, position: 0 });
+        let decoder = zstd::stream::read::Decoder::with_buffer(buffered).map_err(|e| Error::from(e).in_file(&name))?;
+        Ok(Self { name, decoder, carry: Vec::new(), position: 0, target: target.max(1), done: false })
+    }
+
+    fn next(&mut self) -> Result<Option<Raw>> {
+        if self.done && self.carry.is_empty() {
+            return Ok(None);
+        }
+        let mut bytes = std::mem::take(&mut self.carry);
+        let mut cut = None;
+        while !self.done {
+            let from = bytes.len();
+            bytes.resize(from + TAIL.max(self.target.saturating_sub(from)), 0);
+            let got = self.decoder.read(&mut bytes[from..]).map_err(|error| {
+                let bad = format!("not zstd that can be read: {error}");
+                Error::data(bad).in_file(&self.name).at(format!("byte {} of the text", self.position + from as u64))
+            })?;
+            bytes.truncate(from + got);
+            self.done = got == 0;
+            if bytes.len() >= self.target {
+                let begin = from.max(self.target - 1).min(bytes.len());
+                cut = memchr::memchr(b'\n', &bytes[begin..]).map(|i| begin + i + 1);
+                if cut.is_some() {
+                    break;
+                }
+                if bytes.len() > LONGEST_RECORD {
+                    let message = format!("a line of more than {} MiB", LONGEST_RECORD >> 20);
+                    return Err(Error::data(message).in_file(&self.name).at(format!("byte {}", self.position)));
+                }
+            }
+        }
+        if let Some(cut) = cut {
+            self.carry = bytes.split_off(cut);
+        }
+        let start = self.position;
+        self.position += bytes.len() as u64;
+        Ok((!bytes.is_empty()).then(|| Raw::Lines { file: self.name.clone(), start, bytes }))
+    }
+}
+
+/// Reads a block of one segment. `order` permutes the documents of `Shuffle::Global`.
+pub fn read(source: &Source, block: Block, order: u64, common: &Common) -> Result<Raw> {
+    match block {
+        Block::Lines { file, start, end } => read_lines(&source.file(file, &common.stop)?, start, end),
+        Block::Files { first, count } => {
+            let mut texts = Vec::with_capacity(count);
+            for index in first..first + count {
+                match read_whole(source, index, common) {
+                    Ok(text) => texts.push(text),
+                    Err(error) => leave_out(error, common)?,
+                }
+            }
+            Ok(Raw::Texts(texts))
+        }
+        Block::Shard { file, first, count } => {
+            let (map, start, tokens, ends) = source.shards[file].run(first, count)?;
+            Ok(Raw::Tokens(Segment { tokens: Tokens::Mapped { map, start, count: tokens }, ends }))
+        }
+        Block::Permuted { first, count } => read_permuted(source, &source.permuted(first, count, order), common),
+        Block::Compressed { .. } | Block::Group { .. } => unreachable!("read in order by BlockReader"),
+    }
+}
+
+fn leave_out(error: Error, common: &Common) -> Result<()> {
+    match common.on_error {
+        OnError::Error => Err(error),
+        OnError::Skip => {
+            common.stats.skip(&error);
+            Ok(())
+        }
+    }
+}
+
+fn read_whole(source: &Source, index: usize, common: &Common) -> Result<(String, Bytes)> {
+    let file = source.file(index, &common.stop)?;
+    if file.size() as usize > LONGEST_RECORD {
+        let message = format!("a document of more than {} MiB", LONGEST_RECORD >> 20);
+        return Err(Error::data(message).in_file(file.name()));
+    }
+    Ok((file.name().to_owned(), file.read(0, file.size() as usize)?))
+}
+
+/// Lines whose first byte lies in `start..end`: the last of them may reach beyond.
+fn read_lines(file: &File, start: u64, end: u64) -> Result<Raw> {
+    let from = start.saturating_sub(1); // a line starts at `start` only if the byte before ends one
+    let ahead = (end + TAIL as u64).min(file.size());
+    let mut bytes = SCRATCH.take();
+    file.read_into(from, (ahead - from) as usize, &mut bytes)?;
+    let skip = if start == 0 { Some(0) } else { memchr::memchr(b'\n', &bytes).map(|i| i + 1) };
+    let Some(skip) = skip.filter(|skip| from + (*skip as u64) < end) else {
+        return Ok(Raw::Lines { file: file.name().to_owned(), start, bytes: Vec::new() });
+    };
+    let mut known = (end - 1 - from) as usize; // the last byte at which a line of ours may start
+    while known < bytes.len() {
+        if let Some(i) = memchr::memchr(b'\n', &bytes[known..]) {
+            bytes.truncate(known + i + 1);
+            break;
+        }
+        known = bytes.len();
+        if known > LONGEST_RECORD {
+            let message = format!("a line of more than {} MiB", LONGEST_RECORD >> 20);
+            return Err(Error::data(message).in_file(file.name()).at(format!("byte {}", from + skip as u64)));
+        }
+        let position = from + known as u64;
+        bytes.extend_from_slice(&file.read(position, known.max(TAIL).min((file.size() - position) as usize))?);
+    }
+    if skip > 0 {
+        bytes[..skip - 1].fill(b' ');
+        bytes[skip - 1] = b'\n'; // what is not ours is a blank line now, which costs less than moving the rest
+    }
+    Ok(Raw::Lines { file: file.name().to_owned(), start: from, bytes })
+}
+
+thread_local! {
+    /// Memory for the text of a segment, used again by its thread.
+    static SCRATCH: std::cell::Cell<Vec<u8>> = const { std::cell::Cell::new(Vec::new()) };
+}
+
+impl Raw {
+    /// Bytes of text, about.
+    fn len(&self) -> usize {
+        match self {
+            Self::Lines { bytes, .. } => bytes.len(),
+            Self::Rows(batch) => batch.get_array_memory_size(),
+            Self::Texts(texts) => texts.iter().map(|(_, bytes)| bytes.len()).sum(),
+            Self::Picked(lines) => lines.iter().map(|(_, _, bytes)| bytes.len()).sum(),
+            Self::Tokens(_) => 0,
+        }
+    }
+
+    /// Its memory may be used for the next segment of this thread.
+    fn give_back(self) {
+        if let Self::Lines { bytes, .. } = self
+            && bytes.capacity() <= 64 << 20
+        {
+            SCRATCH.set(bytes);
+        }
+    }
+}
+
+fn read_permuted(source: &Source, documents: &[u64], common: &Common) -> Result<Raw> {
+    match source.documents.as_ref().expect("indexed when the source was opened") {
+        Documents::Files => {
+            let mut texts = Vec::with_capacity(documents.len());
+            for index in documents {
+                match read_whole(source, *index as usize, common) {
+                    Ok(text) => texts.push(text),
+                    Err(error) => leave_out(error, common)?,
+                }
+            }
+            Ok(Raw::Texts(texts))
+        }
+        Documents::Starts(index) => {
+            let mut files: Vec<Option<File>> = Vec::new();
+            files.resize_with(source.manifest.files.len(), || None);
+            let mut lines = Vec::with_capacity(documents.len());
+            for document in documents {
+                let (start, end) = (index.at(*document as usize), index.at(*document as usize + 1));
+                let number = source.offsets.partition_point(|offset| *offset <= start) - 1;
+                let (start, end) = (start - source.offsets[number], end.min(source.offsets[number + 1]) - source.offsets[number]);
+                if files[number].is_none() {
+                    files[number] = Some(source.file(number, &common.stop)?);
+                }
+                let file = files[number].as_ref().expect("opened above");
+                lines.push((number, start, file.read(start, (end - start) as usize)?));
+            }
+            Ok(Raw::Picked(lines))
+        }
+        Documents::Shards(before) => {
+            let mut tokens = Vec::new();
+            let mut ends = Vec::with_capacity(documents.len());
+            for document in documents {
+                let shard = before.partition_point(|count| count <= document) - 1;
+                let (map, start, count, _) = source.shards[shard].run(document - before[shard], 1)?;
+                tokens.extend_from_slice(Tokens::Mapped { map, start, count }.as_slice());
+                ends.push(tokens.len() as u32);
+            }
+            Ok(Raw::Tokens(Segment { tokens: Tokens::Owned(Arc::new(tokens)), ends }))
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------ decode and tokenize
+/// Text to tokens. `order` permutes the documents of the segment under `Shuffle::Block`.
+pub fn tokenize(source: &Source, raw: Raw, tokenizer: Option<&Tokenizer>, order: u64, common: &Common) -> Result<Segment> {
+    let stats = &common.stats;
+    let raw = match raw {
+        Raw::Tokens(segment) => {
+            stats.documents.fetch_add(segment.ends.len() as u64, Ordering::Relaxed);
+            stats.tokens.fetch_add(segment.tokens.as_slice().len() as u64, Ordering::Relaxed);
+            return Ok(if common.shuffle == Shuffle::Block { reordered(&segment, order) } else { segment });
+        }
+        raw => raw,
+    };
+    let tokenizer = tokenizer.expect("text comes with a tokenizer");
+    let end = tokenizer.end.cast_signed();
+    let mut tokens = Vec::with_capacity(raw.len() / 3);
+    let mut ends = Vec::new();
+    let mut text_bytes = 0;
+    // Document by document, so that text is still in the core's own cache when it is tokenized.
+    let mut clock = Clock::start();
+    each_document(source, &raw, order, common, |text| {
+        clock.lap(Stage::Decode);
+        tokenizer.encode(text, &mut tokens)?;
+        tokens.push(end);
+        ends.push(tokens.len() as u32);
+        text_bytes += text.len();
+        clock.lap(Stage::Tokenize);
+        Ok(())
+    })?;
+    raw.give_back();
+    clock.lap(Stage::Decode);
+    stats.add(&clock);
+    stats.documents.fetch_add(ends.len() as u64, Ordering::Relaxed);
+    stats.text_bytes.fetch_add(text_bytes as u64, Ordering::Relaxed);
+    stats.tokens.fetch_add(tokens.len() as u64, Ordering::Relaxed);
+    Ok(Segment { tokens: Tokens::Owned(Arc::new(tokens)), ends })
+}
+
+/// Where one document lies, before it is decoded.
+enum Item<'a> {
+    /// A line of JSON, with its file and first byte.
+    Line(&'a str, u64, &'a [u8]),
+    /// A whole file.
+    File(&'a str, &'a [u8]),
+    /// A value of a column.
+    Text(&'a str),
+}
+
+/// Calls `use_` with each document that has text, in the order of the segment.
+pub fn each_document(
+    source: &Source, raw: &Raw, order: u64, common: &Common, mut use_: impl FnMut(&str) -> Result<()>,
+) -> Result<()> {
+    let mut items = items(source, raw);
+    if common.shuffle == Shuffle::Block {
+        permute(&mut items, order);
+    }
+    let mut scratch = Vec::new();
+    for item in items {
+        let text = match item {
+            Item::Text(text) => Ok(Some(text)),
+            Item::Line(file, at, line) => json::text(line, &common.field, &mut scratch)
+                .map_err(|e| e.in_file(file).at(format!("line at byte {at}"))),
+            Item::File(file, bytes) => simdutf8::compat::from_utf8(bytes)
+                .map(Some)
+                .map_err(|e| Error::data(format!("not UTF-8: {e}")).in_file(file)),
+        };
+        match text {
+            Ok(Some(text)) if !text.is_empty() => use_(text)?,
+            Ok(_) => {
+                common.stats.empty.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) => leave_out(error, common)?,
+        }
+    }
+    Ok(())
+}
+
+fn items<'a>(source: &'a Source, raw: &'a Raw) -> Vec<Item<'a>> {
+    match raw {
+        Raw::Lines { file, start, bytes } => {
+            let mut found = Vec::new();
+            let mut position = 0;
+            for at in memchr::memchr_iter(b'\n', bytes).chain([bytes.len()]) {
+                if at > position {
+                    found.push(Item::Line(file, start + position as u64, &bytes[position..at]));
+                }
+                position = at + 1;
+            }
+            found
+        }
+        Raw::Picked(lines) => lines
+            .iter()
+            .map(|(number, at, line)| Item::Line(&source.manifest.files[*number].name, *at, line))
+            .collect(),
+        Raw::Texts(texts) => texts.iter().map(|(file, bytes)| Item::File(file, bytes)).collect(),
+        Raw::Rows(batch) => parquet_file::texts(batch).into_iter().map(|text| Item::Text(text.unwrap_or(""))).collect(),
+        Raw::Tokens(_) => Vec::new(),
+    }
+}
+
+fn permute<T>(items: &mut Vec<T>, order: u64) {
+    if items.is_empty() {
+        return;
+    }
+    let permutation = Permutation::new(items.len() as u64, key(&[order, 1]));
+    let mut old: Vec<Option<T>> = items.drain(..).map(Some).collect();
+    items.extend((0..old.len()).map(|i| old[permutation.at(i as u64) as usize].take().expect("a permutation")));
+}
+
+fn reordered(segment: &Segment, order: u64) -> Segment {
+    let all = segment.tokens.as_slice();
+    let starts = std::iter::once(0).chain(segment.ends.iter().map(|end| *end as usize));
+    let mut runs: Vec<&[i32]> = starts.zip(&segment.ends).map(|(start, end)| &all[start..*end as usize]).collect();
+    permute(&mut runs, order);
+    let mut ends = Vec::with_capacity(runs.len());
+    let mut tokens = Vec::with_capacity(all.len());
+    for run in runs {
+        tokens.extend_from_slice(run);
+        ends.push(tokens.len() as u32);
+    }
+    Segment { tokens: Tokens::Owned(Arc::new(tokens)), ends }
+}
