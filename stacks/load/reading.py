@@ -96,15 +96,26 @@ def read_jsonl(path: Path, stages: Stages | None = None) -> Iterator[str]:
 
 
 def read_jsonl_zst(path: Path, stages: Stages | None = None) -> Iterator[str]:
-    """Decompressed as a stream; a truncated frame is an error and no early end."""
-    import io
+    yield from _decoded(_zst_lines(path), stages)
 
+
+def _zst_lines(path: Path) -> Iterator[bytes]:
+    """Lines of all frames, decompressed as a stream. Raises ValueError where the last frame is cut off:
+    `stream_reader` would take that for the end."""
     import zstandard
 
-    with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(
-        file, read_size=READ_BYTES, read_across_frames=True
-    ) as stream, io.BufferedReader(stream, READ_BYTES) as lines:  # fmt: skip
-        yield from _decoded(lines, stages)
+    decoder, rest = None, b""
+    with path.open("rb", buffering=0) as file:
+        while data := file.read(READ_BYTES // 8):
+            while data:
+                decoder = decoder or zstandard.ZstdDecompressor().decompressobj()
+                *lines, rest = (rest + decoder.decompress(data)).split(b"\n")
+                yield from lines
+                data, decoder = (decoder.unused_data, None) if decoder.eof else (b"", decoder)
+    if decoder is not None:
+        raise ValueError(f"{path}: truncated in the middle of a zstandard frame")
+    if rest:
+        yield rest
 
 
 def read_parquet(path: Path, stages: Stages | None = None) -> Iterator[str]:
