@@ -37,7 +37,14 @@ STACK = {
         "encode": ["batch", "one"],
     },
     "variants": {
-        "default": {"workers": 2, "prefetch": 2, "documents": 64, "group": 4, "encode": "batch"},
+        "default": {"workers": 2, "prefetch": 2, "documents": 64, "group": 16, "encode": "batch"},
+        "usual": {
+            "workers": 2,
+            "prefetch": 2,
+            "documents": 64,
+            "group": 1,
+            "encode": "batch",
+        },  # a batch at a time, as most programs do
     },
     "axes": {
         "format": {"cpu": ["jsonl", "jsonl.zst", "parquet", "text"]},

@@ -36,10 +36,18 @@ STACK = {
             "workers": 2,
             "prefetch": 2,
             "documents": 64,
-            "group": 4,
+            "group": 16,
             "encode": "batch",
             "start": "fork",
         },
+        "usual": {
+            "workers": 2,
+            "prefetch": 2,
+            "documents": 64,
+            "group": 1,
+            "encode": "batch",
+            "start": "fork",
+        },  # a batch at a time, as most programs do
     },
     "axes": {
         "format": {"cpu": ["jsonl", "jsonl.zst", "parquet", "text"]},

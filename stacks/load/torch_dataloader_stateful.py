@@ -40,11 +40,20 @@ STACK = {
             "workers": 2,
             "prefetch": 2,
             "documents": 64,
-            "group": 4,
+            "group": 16,
             "encode": "batch",
             "start": "fork",
             "snapshot": 16,
         },
+        "usual": {
+            "workers": 2,
+            "prefetch": 2,
+            "documents": 64,
+            "group": 1,
+            "encode": "batch",
+            "start": "fork",
+            "snapshot": 16,
+        },  # a batch at a time, as most programs do
     },
     "axes": {
         "format": {"cpu": ["jsonl", "jsonl.zst", "parquet", "text"]},

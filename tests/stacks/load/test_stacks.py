@@ -43,10 +43,11 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {  # points beside the default, over 
     ],
     "torch-dataloader": [
         {"workers": 0, "documents": 16, "group": 1},
-        {"workers": 3, "group": 16, "start": "forkserver"},
+        {"workers": 3, "group": 4, "start": "forkserver"},
     ],
-    "torch-dataloader-stateful": [{"workers": 0, "documents": 1, "group": 1}, {"snapshot": 1, "group": 16}],
-    "hf-datasets": [{"mode": "map", "documents": 64}, {"mode": "map", "workers": 2}],
+    "torch-dataloader-stateful": [{"workers": 0, "documents": 1, "group": 1}, {"snapshot": 1, "group": 4}],
+    "hf-datasets": [{"documents": 64, "encode": "one"}],
+    "hf-datasets-map": [{"documents": 64, "workers": 2}],
     "grain": [{"processes": 2, "threads": 1, "part_kb": 64}, {"encode": "one", "threads": 4}],
     "spdl": [{"encode": "one", "workers": 4, "part_kb": 64}],
     "mosaic-streaming": [{"workers": 0, "group": 1}],
@@ -315,7 +316,7 @@ def test_stages_are_those_of_the_specification(outcome: Any) -> None:
     name, seen, _, _ = outcome
     stages = seen["stages"]["stages"]
     assert set(stages) <= set(spec.STAGES), name
-    if name != "memmap":
+    if name not in ("memmap", "hf-datasets-map"):  # theirs is beforehand
         assert stages["tokenize"] > 0, name
 
 
