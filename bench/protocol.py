@@ -5,7 +5,7 @@ standard output, anything else to standard error, and exits 0 after `done`. CONT
 
 The job
     protocol          1
-    kind              "timed" | "parity" | "ceilings"
+    kind              "timed" | "parity"
     run_id, case_id, workload ("train/gpt-tiny"), stack ("torch-eager")
     model             the fields of `stacks.train.spec.Model`
     axes, options     of the case; every axis is present
@@ -23,6 +23,19 @@ The job
     values            V
     parity            null, or {steps, out, sample, whole_up_to, routing_in, routing_out}
     rank, world_size, rendezvous
+
+The job of a loader (workload "load/…") has, from `model` to `parity`, these instead
+    kind              "timed" | "calibration" | "parity" | "prepare" | "consumer" | "breakdown" | "gil"
+    files, format     what to read, in order; for format "text" directories of .txt files
+    tokenizer, end    path of tokenizer.json, id of end-of-text
+    text, bytes       which text it is (main | gate | short) and its size in UTF-8
+    expected          {documents, tokens, total}: of its ids without end-of-text; or null
+    cache             a directory that the loader may keep an index in; timed runs find what `prepare` left
+    scratch           a directory for what an instrumented run counts
+    values            1: one pass; its steps are the batches after the first
+    parity            {out}: where to write the hash of each document's ids, BLAKE2b-128, and beside it a JSON
+                      object of counts (bench.run.load_worker.run_parity); or null
+A timed pass sends the metrics `tokens`, `token_sum` and `padding`, which are compared with `expected`.
 
 The messages
     {"type": "event", "name", "t_ns"}                          free-form milestones (`ready`, `built`)

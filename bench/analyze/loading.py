@@ -127,9 +127,13 @@ def stage_order(name: str) -> tuple[int, str]:
     return (ORDER.index(name) if name in ORDER else len(ORDER) - 1, name)
 
 
-def claims(comparisons: Sequence[Comparison], cases: Sequence[CaseSummary]) -> list[dict[str, Any]]:
-    """What may be quoted of loaders: a sentence a comparison, that names its tokenizer."""
+def claims(
+    comparisons: Sequence[Comparison], cases: Sequence[CaseSummary], found: Sequence[Loading]
+) -> list[dict[str, Any]]:
+    """What may be quoted of loaders: a sentence a comparison, that names its tokenizer, and what it leaves
+    out where a loader did part of its work beforehand."""
     known = {(c.session, c.case_id): c for c in cases}
+    kept = {(row.session, row.case_id): row.prepare_s for row in found}
     out = []
     for c in comparisons:
         case = known[c.session, c.case_id]
@@ -138,7 +142,8 @@ def claims(comparisons: Sequence[Comparison], cases: Sequence[CaseSummary]) -> l
                 "session": c.session, "group": c.group, "case_id": c.case_id, "arm": c.arm,
                 "baseline": c.baseline, "tokenizer": case.axes.get("tokenizer"), "ratio": c.speedup.estimate,
                 "low": c.speedup.low, "high": c.speedup.high, "n_rounds": c.speedup.n_rounds,
-                "verdict": c.verdict, "run_ids": [p.run_id for p in case.processes],
+                "prepare_s": kept.get((c.session, c.case_id)), "verdict": c.verdict,
+                "run_ids": [p.run_id for p in case.processes],
             })  # fmt: skip
     return out
 

@@ -32,7 +32,7 @@ def document(command: str, tables: Tables, analysis: Analysis, *, page: str | No
         "loading": [dataclasses.asdict(row) for row in analysis.loading],
         "claims": [
             {**row, "sentence": words.claim(row)}
-            for row in loading.claims(analysis.comparisons, analysis.cases)
+            for row in loading.claims(analysis.comparisons, analysis.cases, analysis.loading)
         ],
         "parity": [dataclasses.asdict(row) for row in analysis.parity],
         "failures": analysis.failures,

@@ -23,7 +23,8 @@ METHODS: Final = {
 <p>A <em>value</em> is the wall time of K consecutive training steps, enqueued without reading anything back
 and closed by one wait for all outputs, divided by K; K is the same for all arms of a round. A
 <em>process</em> gives one number: the median of its values after warm-up. Only cases that passed the parity
-gate have a time. Compile time is the first step minus a median step.</p>
+gate have a time. Compile time is the first step minus a median step. In <code>METHODOLOGY.md</code>: “The
+timed value” and “FLOPs, MFU, memory”.</p>
 """,
     "load": """
 <h2>How to read the loaders</h2>
@@ -31,17 +32,16 @@ gate have a time. Compile time is the first step minus a median step.</p>
 last, divided by the batches in between; the consumer sums every token inside it. One fresh process a value.
 Tokens a second <em>in all</em> count from before the loader was made. Every arm delivered the same documents:
 the gate compares the hash of each document's ids, and every timed run the number of its tokens and their
-sum. No ratio here mixes tokenizers.</p>
+sum. No ratio here mixes tokenizers. In <code>METHODOLOGY.md</code>: “Loaders”.</p>
 """,
     "all": """
 <p>A <em>round</em> is one fresh process of every arm, back to back in balanced order. Times are medians over
 rounds between ordered process medians, exact by the sign test. Ratios are Hodges–Lehmann estimates of the
 per-round log-ratios with the exact Wilcoxon interval: 96.9 % with 6 rounds; fewer give no 95 % interval, and
 none is shown. Only complete rounds enter a ratio.</p>
-<p>The argument is in <code>METHODOLOGY.md</code>: “The same work first, time second”, “The timed
-value”, “Rounds and intervals” and “FLOPs, MFU, memory”. The numbers are in
-<code>tables/</code> beside this page, the raw
-artifacts in <code>artifacts/</code>.</p>
+<p>The argument is in <code>METHODOLOGY.md</code>: “The same work first, time second” and “Rounds and
+intervals”. The numbers are in <code>tables/</code> beside this page, the raw artifacts in
+<code>artifacts/</code>.</p>
 """,
 }
 

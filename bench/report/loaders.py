@@ -25,7 +25,7 @@ def by_case(analysis: Analysis) -> Known:
 
 
 # -------------------------------------------------------------------------------------------------- terminal
-HEAD = ("", "status", "Mtok/s", "in all", "first ms", "CPU s/Mtok", "PSS MB")
+HEAD = ("", "status", "Mtok/s", "in all", "first ms", "CPU s/M", "PSS MB")
 
 
 def show(out: Printer, cases: Sequence[CaseSummary], analysis: Analysis) -> None:

@@ -70,7 +70,7 @@ def verdicts(analysis: Analysis, look: Look) -> str:
     by_group = comparisons_of(analysis)
     cards = []
     for key, cases in groups(analysis.cases).items():
-        told = sentences(by_group.get(key, []), cases)
+        told = sentences(by_group.get(key, []), cases, analysis)
         items = [sentence(c, text, look) for c, text in zip(by_group.get(key, []), told, strict=True)]
         if not items:
             items = [f"<li>{without_verdict(cases)}</li>"]

@@ -81,7 +81,7 @@ def show_report(
     by_group = comparisons_of(analysis)
     for key, cases in groups(analysis.cases).items():
         out.heading(title(cases[0], analysis))
-        for sentence in sentences(by_group.get(key, []), cases):
+        for sentence in sentences(by_group.get(key, []), cases, analysis):
             out.line(sentence, hang=2)
         if by_group.get(key):
             out.console.print()
@@ -109,7 +109,7 @@ def show_comparison(console: Console, analysis: Analysis, *, price: bool = False
     by_group = comparisons_of(analysis)
     for key, cases in groups(analysis.cases).items():
         out.heading(title(cases[0], analysis))
-        for sentence in sentences(by_group.get(key, []), cases):
+        for sentence in sentences(by_group.get(key, []), cases, analysis):
             out.line(sentence, hang=2)
         results(out, cases, analysis, price=price)
     pay_off(out, analysis)
@@ -120,10 +120,12 @@ def show_comparison(console: Console, analysis: Analysis, *, price: bool = False
             out.line(f"· {plain(note)}", hang=2)
 
 
-def sentences(comparisons: Sequence[Comparison], cases: Sequence[CaseSummary]) -> list[str]:
+def sentences(
+    comparisons: Sequence[Comparison], cases: Sequence[CaseSummary], analysis: Analysis
+) -> list[str]:
     """The verdicts of a group; loaders' name their tokenizer, so that each can be quoted alone."""
     if is_loading(cases):
-        return [words.claim(row) for row in loading.claims(comparisons, cases)]
+        return [words.claim(row) for row in loading.claims(comparisons, cases, analysis.loading)]
     return [words.verdict(comparison) for comparison in comparisons]
 
 

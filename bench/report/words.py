@@ -137,7 +137,8 @@ def verdict(comparison: Comparison) -> str:
 def claim(row: Mapping[str, Any]) -> str:
     """`fast tokenizer: rust is 5.10× torch-dataloader (4.80–5.40, 6 rounds)`: to be quoted as it is."""
     arm, base = plain(row["arm"], 80), plain(row["baseline"], 80)
-    start = f"{plain(row['tokenizer'], 20)} tokenizer: {arm}"
+    before = "" if row["prepare_s"] is None else f", after {seconds(row['prepare_s'])} of work beforehand,"
+    start = f"{plain(row['tokenizer'], 20)} tokenizer: {arm}{before}"
     if row["ratio"] is None:
         return f"{start} and {base}: no round in which both have a time"
     rounds = plural(row["n_rounds"], "round")

@@ -183,7 +183,7 @@ def test_without_a_compiler_the_c_stack_is_skipped(tmp_path: Path, monkeypatch: 
 
 
 def test_suites_models_and_stacks_come_from_outside(tmp_path: Path) -> None:
-    assert set(registry.suites([OUTSIDE])) == {*registry.suites(), "outside"}
+    assert set(registry.suites([OUTSIDE])) == {*registry.suites(), "outside", "loaders"}
     assert set(registry.train_models([OUTSIDE])) == {*registry.train_models(), "c-tiny"}
     assert set(registry.stacks("train", [OUTSIDE])) == {*registry.stacks("train"), "plain-c", "outside-torch"}
     with pytest.raises(UserError, match="no such directory"):

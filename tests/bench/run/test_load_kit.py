@@ -108,7 +108,8 @@ def test_what_is_observed_apart() -> None:
 
     def wanted(details: list[str], **axes: Any) -> list[str]:
         case = SimpleNamespace(axes={"cores": 2, "page_cache": "warm", **axes})
-        return load_details.wanted(SimpleNamespace(groups={"g": [case]}, suite={"details": details}), "g")  # type: ignore[arg-type]
+        plan: Any = SimpleNamespace(groups={"g": [case]}, suite={"details": details})
+        return load_details.wanted(plan, "g")
 
     assert wanted(["breakdown", "gil"]) == ["consumer", "breakdown", "gil"]
     assert wanted(["breakdown", "gil"], cores=1) == ["consumer", "breakdown"]

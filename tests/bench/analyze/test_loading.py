@@ -1,0 +1,95 @@
+"""What each loader costs beside its time, and what may be quoted of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench import store
+from bench.analyze import Analysis, analyze
+from bench.analyze import loading as loaders
+from bench.report import words
+from tests.fixtures.loads import STAGES, LoadResults
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
+    out = tmp_path_factory.mktemp("loads") / "both"
+    return analyze(store.load([LoadResults(train=True).write(out)]))
+
+
+def one(analysis: Analysis, arm: str, tokenizer: str = "fast", cores: int = 2) -> loaders.Loading:
+    (row,) = [
+        r for r in analysis.loading
+        if (r.arm, r.tokenizer, r.axes["cores"]) == (arm, tokenizer, cores)
+    ]  # fmt: skip
+    return row
+
+
+def test_rates_first_batch_and_memory(both: Analysis) -> None:
+    row = one(both, "torch-dataloader")
+    case = next(c for c in both.cases if c.case_id == row.case_id)
+    assert case.tokens_per_s.estimate == pytest.approx(20e6, rel=0.05)
+    assert row.rate_in_all.estimate is not None and row.rate_in_all.estimate < case.tokens_per_s.estimate
+    assert row.first_batch_s.estimate == 0.05 and row.first_batch_s.low is not None
+    assert row.pss_bytes.estimate == 2e8, "of timed observations, not of those apart"
+    assert row.cpu_s_per_mtok.estimate == pytest.approx(0.1, rel=0.05)
+    assert case.mfu.estimate is None and case.compile_cold_s is None
+
+
+def test_what_was_observed_apart(both: Analysis) -> None:
+    row = one(both, "memmap", "hf", 1)
+    assert row.stages == STAGES and list(row.stages) == list(STAGES)
+    assert (row.prepare_s, row.consumer_us_per_batch, row.gil_slowdown) == (12.5, 21.0, 0.12)
+    assert one(both, "python-single").prepare_s is None
+    assert (row.options, row.points_tried) == ("workers 2", 1)
+
+
+def test_no_comparison_mixes_tokenizers(both: Analysis) -> None:
+    axes = {(c.session, c.case_id): c.axes for c in both.cases}
+    for comparison in both.comparisons:
+        mine = axes[comparison.session, comparison.case_id]
+        base = axes[comparison.session, comparison.baseline_case_id]
+        assert mine == base
+    assert {c.baseline for c in both.of("load").comparisons} == {"torch-dataloader"}
+    assert {c.baseline for c in both.of("train").comparisons} == {"torch-eager"}
+
+
+def test_sentences_name_the_tokenizer_and_what_was_done_before(both: Analysis) -> None:
+    rows = loaders.claims(both.comparisons, both.cases, both.loading)
+    assert len(rows) == 2 * 2 * 2 and all(row["run_ids"] for row in rows)
+    told = [words.claim(row) for row in rows]
+    assert all(text.startswith(("fast tokenizer: ", "hf tokenizer: ")) for text in told)
+    assert any("python-single is 4.0" in text and "6 rounds)" in text for text in told)
+    memmap = [text for text in told if "memmap" in text]
+    assert all("memmap, after 12.5 s of work beforehand, is 1" in text for text in memmap), memmap
+
+
+def test_claims_without_an_interval_are_no_findings() -> None:
+    row = {"arm": "a", "baseline": "b", "tokenizer": "hf", "ratio": 2.0, "low": None, "high": None,
+           "n_rounds": 2, "prepare_s": None}  # fmt: skip
+    assert words.claim(row) == "hf tokenizer: a is 2.00× b (2 rounds, no interval: not a finding)"
+    assert "no difference" in words.claim({**row, "low": 0.9, "high": 3.0, "n_rounds": 6})
+    assert "no round" in words.claim({**row, "ratio": None})
+
+
+def test_a_late_first_batch_is_told(both: Analysis) -> None:
+    (note,) = [n for n in both.notes if n.startswith("Before its first batch")]
+    assert "python-single with the fast tokenizer (50 %)" in note and "torch-dataloader" not in note
+
+
+def test_the_parts_of_an_analysis(both: Analysis) -> None:
+    load, train = both.of("load"), both.of("train")
+    assert len(load.cases) == 12 and len(train.cases) == 3
+    assert len(load.cases) + len(train.cases) == len(both.cases)
+    assert load.loading and not train.loading and not load.break_even and train.break_even
+    assert not any("autotuning" in note for note in analyze_load_only_notes(load))
+
+
+def analyze_load_only_notes(analysis: Analysis) -> list[str]:
+    from bench.analyze import notes
+
+    class Empty:
+        def rows(self, name: str) -> list[dict[str, object]]:
+            return []
+
+    return notes.notes(Empty(), analysis.cases, analysis.comparisons, analysis.loading)  # type: ignore[arg-type]
