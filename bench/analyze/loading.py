@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bench.store import Tables
 
 ORDER: Final = (*STAGES, "library threads", "other")
+TELLING_SHARE: Final = 0.1  # of a pass: less work beforehand needs no words in a sentence
 LATE_SHARE: Final = 0.25  # of all its time before the first batch: its rate alone would mislead
 
 
@@ -41,6 +42,7 @@ class Loading:
     first_batch_s: Interval
     cpu_s_per_mtok: Interval
     pss_bytes: Interval
+    total_s: float | None
     first_batch_share: float | None
     padding_share: float | None
     prepare_s: float | None
@@ -112,7 +114,8 @@ def loading(
         **{k: getattr(case, k) for k in ("session", "case_id", "group", "workload", "arm", "stack", "axes")},
         tokenizer=str(case.axes.get("tokenizer", "")), rate_in_all=level(timed("tokens_per_s_in_all")),
         first_batch_s=level(timed("time_to_first_batch_s")), cpu_s_per_mtok=level(timed("cpu_s_per_mtok")),
-        pss_bytes=level(timed("pss_bytes")), first_batch_share=first / total if first and total else None,
+        pss_bytes=level(timed("pss_bytes")), total_s=total,
+        first_batch_share=first / total if first and total else None,
         padding_share=middle("padding_share"), options=options, points_tried=tried,
         stages={name: stages[name] for name in sorted(stages, key=stage_order)},
         **single,
@@ -133,7 +136,7 @@ def claims(
     """What may be quoted of loaders: a sentence a comparison, that names its tokenizer, and what it leaves
     out where a loader did part of its work beforehand."""
     known = {(c.session, c.case_id): c for c in cases}
-    kept = {(row.session, row.case_id): row.prepare_s for row in found}
+    kept = {(row.session, row.case_id): row.prepare_s for row in found if worth_telling(row)}
     out = []
     for c in comparisons:
         case = known[c.session, c.case_id]
@@ -146,6 +149,11 @@ def claims(
                 "run_ids": [p.run_id for p in case.processes],
             })  # fmt: skip
     return out
+
+
+def worth_telling(row: Loading) -> bool:
+    """Whether what was done beforehand is more than a small part of the pass: an index is not."""
+    return row.prepare_s is not None and (row.total_s is None or row.prepare_s > TELLING_SHARE * row.total_s)
 
 
 def late(found: Sequence[Loading]) -> list[str]:
