@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bench.corpus import Tokenizer
 from bench.documents import MIB, package
-from bench.textfiles import sync
+from bench.errors import UserError
+from bench.textfiles import Count, sync
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +56,14 @@ def prepare(
     with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".new-") as folder:
         place = Path(folder, "ids")
         place.mkdir()
-        make(place, texts(), tokenizer, hashes=hashes, shards=shards)
+        count = Count()
+        passed = (text for text, _ in count.over(texts()))
+        make(place, passed, tokenizer, hashes=hashes, shards=shards)
+        if count.digest.hexdigest() != text_sha256:
+            raise UserError(
+                f"the text in {cache} is not what is generated now: it was written by another version",
+                next_command=f"rm -r {cache / 'text'}",
+            )
         for path in place.iterdir():
             sync(path)
         if load(entry) is None:

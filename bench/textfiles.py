@@ -27,7 +27,7 @@ from bench import documents, textgen
 from bench.documents import MIB, package
 from bench.errors import UserError
 
-FORMAT: Final = 1  # of the cache: raise it when the content for the same key changes
+FORMAT: Final = 2  # of the cache: raise it when the content for the same key changes
 FILE_BYTES: Final = 16 * MIB  # of text in a file
 ROW_GROUP_BYTES: Final = 8 * MIB
 ROW_GROUPS: Final = 4  # of a Parquet file

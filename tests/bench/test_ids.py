@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import corpus, documents, ids
+from bench import corpus, documents, ids, textfiles
+from bench.errors import UserError
+
+
+def text_hash(texts: list[str]) -> str:
+    count = textfiles.Count()
+    assert len(list(count.over(texts))) == len(texts)
+    return count.digest.hexdigest()
+
 
 TEXTS = ["hello world", "", "<|endoftext|> is text", "the quick brown fox " * 50, "ü"]
 
@@ -32,7 +40,7 @@ def expected(tokenizer: corpus.Tokenizer) -> list[np.ndarray]:
 
 def test_totals_hashes_and_shards(tmp_path: Path, tokenizer: corpus.Tokenizer) -> None:
     want = expected(tokenizer)
-    got = ids.prepare(tmp_path, "sha", lambda: TEXTS, tokenizer, hashes=True, shards=True)
+    got = ids.prepare(tmp_path, text_hash(TEXTS), lambda: TEXTS, tokenizer, hashes=True, shards=True)
     assert (got.documents, got.tokens) == (4, sum(map(len, want)))
     assert got.total == sum(int(x.sum()) for x in want)
     hashes = b"".join(hashlib.blake2b(x.tobytes(), digest_size=16).digest() for x in want)
@@ -55,9 +63,10 @@ def test_they_are_kept_until_a_file_is_damaged(tmp_path: Path, tokenizer: corpus
         calls.append(1)
         return TEXTS
 
-    one = ids.prepare(tmp_path, "sha", texts, tokenizer, hashes=True)
-    assert ids.prepare(tmp_path, "sha", texts, tokenizer, hashes=True) == one and len(calls) == 1
-    assert ids.prepare(tmp_path, "other", texts, tokenizer, hashes=True) != one
+    one = ids.prepare(tmp_path, text_hash(TEXTS), texts, tokenizer, hashes=True)
+    assert ids.prepare(tmp_path, text_hash(TEXTS), texts, tokenizer, hashes=True) == one and len(calls) == 1
+    with pytest.raises(UserError, match="another version"):
+        ids.prepare(tmp_path, "other", texts, tokenizer, hashes=True)
     one.hashes.write_bytes(b"")
     assert ids.load(one.directory) is None
 
