@@ -42,8 +42,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let stats = &loader.shared().common.stats;
     println!(
         "{batches} batches, sum {sum}, padding {:.3} %: open {:.1} ms, first batch {:.1} ms, after it {:.1} Mtok/s, in all {:.1} Mtok/s",
-        100.0 * padding as f64 / tokens, opened.as_secs_f64() * 1e3, first.as_secs_f64() * 1e3,
-        tokens / (total - first).as_secs_f64() / 1e6, tokens / total.as_secs_f64() / 1e6,
+        100.0 * padding as f64 / tokens,
+        opened.as_secs_f64() * 1e3,
+        first.as_secs_f64() * 1e3,
+        tokens / (total - first).as_secs_f64() / 1e6,
+        tokens / total.as_secs_f64() / 1e6,
     );
     for (stage, name) in Stage::ALL.into_iter().zip(STAGES) {
         print!("{name} {:.3} s  ", stats.cpu_ns(stage) as f64 / 1e9);
@@ -54,7 +57,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn bare(corpus: &str, path: &str, threads: usize) -> Result<(), Box<dyn std::error::Error>> {
-    let mut names: Vec<_> = std::fs::read_dir(corpus)?.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>()?;
+    let mut names: Vec<_> =
+        std::fs::read_dir(corpus)?.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>()?;
     names.sort();
     let mut texts: Vec<String> = Vec::new();
     for name in names {
@@ -89,7 +93,10 @@ fn bare(corpus: &str, path: &str, threads: usize) -> Result<(), Box<dyn std::err
     });
     let seconds = begin.elapsed().as_secs_f64();
     let cpu = process_cpu_s() - before;
-    println!("bare tokenizer, {threads} threads: {total} tokens, {:.1} Mtok/s, process {cpu:.3} s", total as f64 / seconds / 1e6);
+    println!(
+        "bare tokenizer, {threads} threads: {total} tokens, {:.1} Mtok/s, process {cpu:.3} s",
+        total as f64 / seconds / 1e6
+    );
     Ok(())
 }
 

@@ -143,18 +143,23 @@ impl Pinning {
         }
         Err(Error::input(format!(
             "pinned memory needs the CUDA runtime, and none was found ({}); valid: pinned=False, or the path of \
-             libcudart.so", names.join(", ")
+             libcudart.so",
+            names.join(", ")
         )))
     }
 
     fn register(&self, buffer: &Buffer) -> Result<()> {
         // SAFETY: the symbol has this type in every CUDA runtime; memory and length are the buffer's.
         let code = unsafe {
-            let register: libloading::Symbol<'_, HostRegister> = self.library.get(b"cudaHostRegister\0")
-                .map_err(|e| Error::input(format!("no CUDA runtime: {e}")))?;
+            let register: libloading::Symbol<'_, HostRegister> =
+                self.library.get(b"cudaHostRegister\0").map_err(|e| Error::input(format!("no CUDA runtime: {e}")))?;
             register(buffer.pointer.as_ptr().cast(), 4 * buffer.length, 0)
         };
-        if code == 0 { Ok(()) } else { Err(Error::input(format!("cudaHostRegister: CUDA error {code}; valid: pinned=False"))) }
+        if code == 0 {
+            Ok(())
+        } else {
+            Err(Error::input(format!("cudaHostRegister: CUDA error {code}; valid: pinned=False")))
+        }
     }
 
     fn unregister(&self, buffer: &Buffer) {

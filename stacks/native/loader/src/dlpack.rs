@@ -63,9 +63,13 @@ fn hold(data: &Data, shape: &[i64]) -> (Tensor, *mut c_void) {
     let strides = (0..shape.len()).map(|i| shape[i + 1..].iter().product()).collect();
     let mut held = Box::new(Held { _data: data.clone(), shape: shape.to_vec(), strides });
     let tensor = Tensor {
-        data: data.as_slice().as_ptr().cast_mut().cast(), device: Device { kind: CPU, id: 0 }, ndim: shape.len() as i32,
+        data: data.as_slice().as_ptr().cast_mut().cast(),
+        device: Device { kind: CPU, id: 0 },
+        ndim: shape.len() as i32,
         dtype: DataType { code: SIGNED_INTEGER, bits: 32, lanes: 1 },
-        shape: held.shape.as_mut_ptr(), strides: held.strides.as_mut_ptr(), byte_offset: 0,
+        shape: held.shape.as_mut_ptr(),
+        strides: held.strides.as_mut_ptr(),
+        byte_offset: 0,
     };
     (tensor, Box::into_raw(held).cast())
 }

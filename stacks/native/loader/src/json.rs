@@ -207,9 +207,18 @@ mod tests {
     #[test]
     fn refuses_what_is_no_such_object() {
         let lines: [&[u8]; 12] = [
-            br#"{"text": "a"#, br#"{"text": 3}"#, br#"{"other": "a"}"#, br#"["a"]"#, br#"{"text": "a"} x"#, b"{",
-            br#"{"text": "\ud800"}"#, br#"{"text": "\ud800\u0041"}"#, br#"{"text": "\u+041"}"#, br#"{"text": "\x"}"#,
-            b"{\"text\": \"\xff\"}", b"{\"text\": \"a\tb\"}",
+            br#"{"text": "a"#,
+            br#"{"text": 3}"#,
+            br#"{"other": "a"}"#,
+            br#"["a"]"#,
+            br#"{"text": "a"} x"#,
+            b"{",
+            br#"{"text": "\ud800"}"#,
+            br#"{"text": "\ud800\u0041"}"#,
+            br#"{"text": "\u+041"}"#,
+            br#"{"text": "\x"}"#,
+            b"{\"text\": \"\xff\"}",
+            b"{\"text\": \"a\tb\"}",
         ];
         for line in lines {
             assert!(one(line).is_err(), "{}", String::from_utf8_lossy(line));

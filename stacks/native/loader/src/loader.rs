@@ -92,11 +92,29 @@ impl Config {
     pub fn new(url: impl Into<String>, tokenizer: impl Into<PathBuf>, batch: usize, sequence: usize) -> Self {
         Self {
             sources: vec![SourceConfig { urls: vec![url.into()], weight: 1.0 }],
-            tokenizer: Some(tokenizer.into()), end_of_text: None, batch, sequence, seed: 0,
-            shuffle: Shuffle::None, format: None, rank: 0, world_size: 1, lanes: None, epochs: Some(1),
-            threads: 0, depth: 8, positions: false, segments: false, drop_last: false,
-            on_error: OnError::Error, engine: Engine::Auto, text_field: "text".into(), pinned: None,
-            cache: None, segment_bytes: None, patience: Patience::default(),
+            tokenizer: Some(tokenizer.into()),
+            end_of_text: None,
+            batch,
+            sequence,
+            seed: 0,
+            shuffle: Shuffle::None,
+            format: None,
+            rank: 0,
+            world_size: 1,
+            lanes: None,
+            epochs: Some(1),
+            threads: 0,
+            depth: 8,
+            positions: false,
+            segments: false,
+            drop_last: false,
+            on_error: OnError::Error,
+            engine: Engine::Auto,
+            text_field: "text".into(),
+            pinned: None,
+            cache: None,
+            segment_bytes: None,
+            patience: Patience::default(),
         }
     }
 
@@ -206,7 +224,11 @@ impl Opened {
         let identity = identity(config, &sources, &hash, lanes, segment_bytes);
         let pinning = config.pinned.as_deref().map(|path| Pinning::open((!path.is_empty()).then_some(path)));
         Ok(Self {
-            sources, tokenizer: tokenizer.map(Arc::new), lanes, end: end.cast_signed(), identity,
+            sources,
+            tokenizer: tokenizer.map(Arc::new),
+            lanes,
+            end: end.cast_signed(),
+            identity,
             pinning: pinning.transpose()?,
         })
     }
@@ -215,7 +237,8 @@ impl Opened {
     pub fn index(config: &Config) -> Result<Indexed> {
         config.check()?;
         let least = ROWS_A_SEGMENT * BYTES_A_TOKEN * (config.sequence as u64 + 1);
-        let sources = open_sources(config, config.segment_bytes.unwrap_or_else(|| least.max(1 << 20)), &Stop::default())?;
+        let sources =
+            open_sources(config, config.segment_bytes.unwrap_or_else(|| least.max(1 << 20)), &Stop::default())?;
         let manifests: Vec<&str> = sources.iter().map(|source| source.manifest.hash.as_str()).collect();
         Ok(Indexed {
             manifest: manifests.join(" "),
@@ -228,8 +251,13 @@ impl Opened {
     pub(crate) fn shared(&self, config: &Config, own: &[(u64, LaneState)]) -> Result<Shared> {
         let weights: Vec<f64> = config.sources.iter().map(|source| source.weight).collect();
         let shape = Shape {
-            batch: config.batch, row: config.sequence + 1, end: self.end, positions: config.positions,
-            segments: config.segments, drop_last: config.drop_last, weights: running_weights(&weights)?,
+            batch: config.batch,
+            row: config.sequence + 1,
+            end: self.end,
+            positions: config.positions,
+            segments: config.segments,
+            drop_last: config.drop_last,
+            weights: running_weights(&weights)?,
             seed: key(&[config.seed, 5]),
         };
         let most = (config.depth + 2) * (1 + usize::from(config.positions) + usize::from(config.segments));
@@ -238,12 +266,24 @@ impl Opened {
             small: Pool::new(shape.batch, config.depth + 2, self.pinning.clone()),
         };
         let common = Common {
-            field: config.text_field.clone(), on_error: config.on_error, shuffle: config.shuffle,
-            stats: Stats::default(), stop: Stop::default(),
+            field: config.text_field.clone(),
+            on_error: config.on_error,
+            shuffle: config.shuffle,
+            stats: Stats::default(),
+            stop: Stop::default(),
         };
         Ok(Shared::new(
-            self.sources.clone(), self.tokenizer.clone(), common, shape, pools, self.lanes, own, config.epochs,
-            config.seed, config.depth, config.thread_count(),
+            self.sources.clone(),
+            self.tokenizer.clone(),
+            common,
+            shape,
+            pools,
+            self.lanes,
+            own,
+            config.epochs,
+            config.seed,
+            config.depth,
+            config.thread_count(),
         ))
     }
 }
@@ -366,8 +406,13 @@ impl Drop for Loader {
 fn open_sources(config: &Config, segment_bytes: u64, stop: &Stop) -> Result<Vec<Arc<Source>>> {
     let open = |source: &SourceConfig| {
         let opening = Opening {
-            urls: &source.urls, format: config.format, shuffle: config.shuffle, segment_bytes,
-            field: &config.text_field, cache: config.cache.as_deref(), patience: config.patience,
+            urls: &source.urls,
+            format: config.format,
+            shuffle: config.shuffle,
+            segment_bytes,
+            field: &config.text_field,
+            cache: config.cache.as_deref(),
+            patience: config.patience,
         };
         Source::open(&opening, stop).map(Arc::new)
     };
@@ -424,7 +469,13 @@ fn identity(config: &Config, sources: &[Arc<Source>], tokenizer: &str, lanes: u6
     }
     let choices = format!(
         "{tokenizer} {} {} {} {:?} {lanes} {segment_bytes} {:?} {:?} {:?}",
-        config.batch, config.sequence, config.seed, config.shuffle, config.text_field, config.on_error, config.drop_last
+        config.batch,
+        config.sequence,
+        config.seed,
+        config.shuffle,
+        config.text_field,
+        config.on_error,
+        config.drop_last
     );
     hasher.update(choices.as_bytes());
     hasher.finalize().to_hex()[..32].to_owned()
@@ -435,7 +486,11 @@ fn begin(config: &Config, states: &[State], lanes: u64, identity: &str) -> Resul
     let own = (0..lanes).filter(|lane| lane % config.world_size == config.rank);
     let sources = vec![Position::default(); config.sources.len()];
     let mut state = State {
-        version: VERSION, identity: identity.to_owned(), delivered: 0, world_size: config.world_size, lanes: BTreeMap::new(),
+        version: VERSION,
+        identity: identity.to_owned(),
+        delivered: 0,
+        world_size: config.world_size,
+        lanes: BTreeMap::new(),
     };
     let Some(first) = states.first() else {
         state.lanes = own.map(|lane| (lane, LaneState { batches: 0, rows: 0, sources: sources.clone() })).collect();

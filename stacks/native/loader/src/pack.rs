@@ -230,7 +230,8 @@ impl Packer {
                 queue.waiting.pop_front();
                 continue;
             }
-            if self.partial.is_none() && self.queues.len() == 1
+            if self.partial.is_none()
+                && self.queues.len() == 1
                 && let Some(batch) = self.view(shape, pools, start)?
             {
                 return Ok(Packed::Batch(Box::new(batch)));
@@ -268,8 +269,13 @@ impl Packer {
         queue.next = current.position;
         self.rows += shape.batch as u64;
         Ok(Some(Batch {
-            tokens: data, positions: None, segments: None, lengths: Data::Pooled(Arc::new(lengths)),
-            lane: self.lane, padding: 0, state: self.advance(),
+            tokens: data,
+            positions: None,
+            segments: None,
+            lengths: Data::Pooled(Arc::new(lengths)),
+            lane: self.lane,
+            padding: 0,
+            state: self.advance(),
         }))
     }
 
@@ -279,9 +285,13 @@ impl Packer {
         }
         let share = |lease: Lease| Data::Pooled(Arc::new(lease));
         Batch {
-            tokens: share(partial.tokens), positions: partial.positions.map(share),
-            segments: partial.segments.map(share), lengths: share(partial.lengths), lane: self.lane,
-            padding: partial.padding, state: self.advance(),
+            tokens: share(partial.tokens),
+            positions: partial.positions.map(share),
+            segments: partial.segments.map(share),
+            lengths: share(partial.lengths),
+            lane: self.lane,
+            padding: partial.padding,
+            state: self.advance(),
         }
     }
 }
@@ -290,8 +300,12 @@ impl Partial {
     fn new(shape: &Shape, pools: &Pools) -> Result<Self> {
         let optional = |wanted: bool| wanted.then(|| pools.large.take()).transpose();
         Ok(Self {
-            tokens: pools.large.take()?, positions: optional(shape.positions)?, segments: optional(shape.segments)?,
-            lengths: pools.small.take()?, rows: 0, padding: 0,
+            tokens: pools.large.take()?,
+            positions: optional(shape.positions)?,
+            segments: optional(shape.segments)?,
+            lengths: pools.small.take()?,
+            rows: 0,
+            padding: 0,
         })
     }
 
@@ -350,7 +364,13 @@ pub fn running_weights(weights: &[f64]) -> Result<Vec<f64>> {
         return Err(Error::input(format!("weights {weights:?}: valid: numbers above 0")));
     }
     let mut sum = 0.0;
-    Ok(weights.iter().map(|w| { sum += w; sum / total }).collect())
+    Ok(weights
+        .iter()
+        .map(|w| {
+            sum += w;
+            sum / total
+        })
+        .collect())
 }
 
 #[cfg(test)]
@@ -409,7 +429,8 @@ mod tests {
 
     #[test]
     fn weights_are_kept_to() {
-        let shape = Shape { weights: running_weights(&[3.0, 1.0]).unwrap(), positions: false, segments: false, ..shape(1, 1) };
+        let shape =
+            Shape { weights: running_weights(&[3.0, 1.0]).unwrap(), positions: false, segments: false, ..shape(1, 1) };
         let pools = pools(&shape);
         let mut packer = Packer::new(3, &LaneState { batches: 0, rows: 0, sources: vec![Position::default(); 2] });
         packer.push(0, Position::default(), segment(&[0; 4000], &[4000]));

@@ -76,8 +76,12 @@ mod tests {
 
     #[test]
     fn keys_give_different_orders_and_large_ranges_work() {
-        let orders: Vec<Vec<u64>> =
-            (0..4).map(|k| { let p = Permutation::new(100, k); (0..100).map(|i| p.at(i)).collect() }).collect();
+        let orders: Vec<Vec<u64>> = (0..4)
+            .map(|k| {
+                let p = Permutation::new(100, k);
+                (0..100).map(|i| p.at(i)).collect()
+            })
+            .collect();
         assert!(orders.windows(2).all(|pair| pair[0] != pair[1]));
         let huge = Permutation::new(u64::MAX / 2, 7);
         assert_ne!(huge.at(0), huge.at(1));

@@ -159,8 +159,17 @@ impl Shared {
     /// Everything in place, no thread running yet. `states` are those of the rank's lanes, in order.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn new(
-        sources: Vec<Arc<Source>>, tokenizer: Option<Arc<Tokenizer>>, common: Common, shape: Shape, pools: Pools,
-        lanes: u64, own: &[(u64, LaneState)], epochs: Option<u64>, seed: u64, depth: usize, threads: usize,
+        sources: Vec<Arc<Source>>,
+        tokenizer: Option<Arc<Tokenizer>>,
+        common: Common,
+        shape: Shape,
+        pools: Pools,
+        lanes: u64,
+        own: &[(u64, LaneState)],
+        epochs: Option<u64>,
+        seed: u64,
+        depth: usize,
+        threads: usize,
     ) -> Self {
         let streams = (own.len() * sources.len()).max(1);
         let ahead = (2 * threads).div_ceil(streams).max(2) as u64;
@@ -168,17 +177,39 @@ impl Shared {
             .iter()
             .map(|(lane, state)| Lane {
                 packer: Some(Packer::new(*lane, state)),
-                streams: state.sources.iter().enumerate().map(|(source, next)| Stream {
-                    cursor: Some(Cursor::new(*lane, source, *next)),
-                    claimed: 0, handed: 0, used: 0, done: BTreeMap::new(), exhausted: false,
-                }).collect(),
-                ready: VecDeque::new(), fresh: false, ended: false, error: None,
+                streams: state
+                    .sources
+                    .iter()
+                    .enumerate()
+                    .map(|(source, next)| Stream {
+                        cursor: Some(Cursor::new(*lane, source, *next)),
+                        claimed: 0,
+                        handed: 0,
+                        used: 0,
+                        done: BTreeMap::new(),
+                        exhausted: false,
+                    })
+                    .collect(),
+                ready: VecDeque::new(),
+                fresh: false,
+                ended: false,
+                error: None,
             })
             .collect();
         Self {
-            sources, tokenizer, common, shape, pools, lanes, epochs, seed, ahead,
+            sources,
+            tokenizer,
+            common,
+            shape,
+            pools,
+            lanes,
+            epochs,
+            seed,
+            ahead,
             depth: depth.div_ceil(own.len().max(1)).max(1),
-            state: Mutex::new(State { lanes: lanes_of, turn: 0 }), work: Condvar::new(), ready: Condvar::new(),
+            state: Mutex::new(State { lanes: lanes_of, turn: 0 }),
+            work: Condvar::new(),
+            ready: Condvar::new(),
         }
     }
 
@@ -235,7 +266,9 @@ impl Shared {
     pub(crate) fn work(&self) {
         let mut state = self.lock();
         while !self.common.stop.is_set() {
-            if let Some(lane) = state.lanes.iter().position(|l| l.fresh && l.packer.is_some() && l.ready.len() < self.depth) {
+            if let Some(lane) =
+                state.lanes.iter().position(|l| l.fresh && l.packer.is_some() && l.ready.len() < self.depth)
+            {
                 state = self.pack(state, lane);
             } else if let Some((lane, source)) = self.stream_to_claim(&state) {
                 state = self.claim(state, lane, source);
@@ -277,7 +310,8 @@ impl Shared {
                 self.work.notify_one(); // the stream may be claimed again
                 drop(state);
                 let made = catch_unwind(AssertUnwindSafe(|| self.make(source, claim)));
-                let made = made.unwrap_or_else(|_| Err(Error::data("reading or tokenizing panicked: see standard error")));
+                let made =
+                    made.unwrap_or_else(|_| Err(Error::data("reading or tokenizing panicked: see standard error")));
                 state = self.lock();
                 state.lanes[lane].streams[source].done.insert(ordinal, made);
             }
@@ -310,7 +344,8 @@ impl Shared {
                 self.common.stats.timed(Stage::Read, || segment::read(place, block, documents, &self.common))
             }
         });
-        let segment = raw.and_then(|raw| segment::tokenize(place, raw, self.tokenizer.as_deref(), within, &self.common));
+        let segment =
+            raw.and_then(|raw| segment::tokenize(place, raw, self.tokenizer.as_deref(), within, &self.common));
         match segment {
             Ok(segment) => Ok((position, segment)),
             Err(error) if self.common.on_error == OnError::Skip && !self.common.stop.is_set() => {
@@ -350,7 +385,9 @@ impl Shared {
                 last = packer.pack(&self.shape, &self.pools);
                 match &mut last {
                     Ok(Packed::Batch(_)) => {
-                        let Ok(Packed::Batch(batch)) = std::mem::replace(&mut last, Ok(Packed::More)) else { unreachable!() };
+                        let Ok(Packed::Batch(batch)) = std::mem::replace(&mut last, Ok(Packed::More)) else {
+                            unreachable!()
+                        };
                         made.push(*batch);
                     }
                     _ => break,

@@ -15,7 +15,10 @@ const BYTES: usize = 8 << 10;
 /// whoever reads them for use.
 pub fn texts(sources: &[Arc<Source>], config: &Config, stop: &Stop) -> Vec<String> {
     let common = Common {
-        field: config.text_field.clone(), on_error: OnError::Skip, shuffle: Shuffle::None, stats: Stats::default(),
+        field: config.text_field.clone(),
+        on_error: OnError::Skip,
+        shuffle: Shuffle::None,
+        stats: Stats::default(),
         stop: stop.clone(),
     };
     let mut out = Vec::new();

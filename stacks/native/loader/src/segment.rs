@@ -336,7 +336,8 @@ fn read_permuted(source: &Source, documents: &[u64], common: &Common) -> Result<
             for document in documents {
                 let (start, end) = (index.at(*document as usize), index.at(*document as usize + 1));
                 let number = source.offsets.partition_point(|offset| *offset <= start) - 1;
-                let (start, end) = (start - source.offsets[number], end.min(source.offsets[number + 1]) - source.offsets[number]);
+                let (start, end) =
+                    (start - source.offsets[number], end.min(source.offsets[number + 1]) - source.offsets[number]);
                 if files[number].is_none() {
                     files[number] = Some(source.file(number, &common.stop)?);
                 }
@@ -361,7 +362,13 @@ fn read_permuted(source: &Source, documents: &[u64], common: &Common) -> Result<
 
 // ------------------------------------------------------------------------------------ decode and tokenize
 /// Text to tokens. `order` permutes the documents of the segment under `Shuffle::Block`.
-pub fn tokenize(source: &Source, raw: Raw, tokenizer: Option<&Tokenizer>, order: u64, common: &Common) -> Result<Segment> {
+pub fn tokenize(
+    source: &Source,
+    raw: Raw,
+    tokenizer: Option<&Tokenizer>,
+    order: u64,
+    common: &Common,
+) -> Result<Segment> {
     let stats = &common.stats;
     let raw = match raw {
         Raw::Tokens(segment) => {
@@ -408,7 +415,11 @@ enum Item<'a> {
 
 /// Calls `use_` with each document that has text, in the order of the segment.
 pub fn each_document(
-    source: &Source, raw: &Raw, order: u64, common: &Common, mut use_: impl FnMut(&str) -> Result<()>,
+    source: &Source,
+    raw: &Raw,
+    order: u64,
+    common: &Common,
+    mut use_: impl FnMut(&str) -> Result<()>,
 ) -> Result<()> {
     let mut items = items(source, raw);
     if common.shuffle == Shuffle::Block {
@@ -448,10 +459,9 @@ fn items<'a>(source: &'a Source, raw: &'a Raw) -> Vec<Item<'a>> {
             }
             found
         }
-        Raw::Picked(lines) => lines
-            .iter()
-            .map(|(number, at, line)| Item::Line(&source.manifest.files[*number].name, *at, line))
-            .collect(),
+        Raw::Picked(lines) => {
+            lines.iter().map(|(number, at, line)| Item::Line(&source.manifest.files[*number].name, *at, line)).collect()
+        }
         Raw::Texts(texts) => texts.iter().map(|(file, bytes)| Item::File(file, bytes)).collect(),
         Raw::Rows(batch) => parquet_file::texts(batch).into_iter().map(|text| Item::Text(text.unwrap_or(""))).collect(),
         Raw::Tokens(_) => Vec::new(),

@@ -122,8 +122,8 @@ pub fn header(directory: &Path) -> Result<Header> {
     let path = directory.join(INDEX);
     let place = path.to_string_lossy().into_owned();
     let text = std::fs::read_to_string(&path).map_err(|e| Error::from(e).in_file(&place))?;
-    let header: Header = serde_json::from_str(&text)
-        .map_err(|e| Error::data(format!("no index of shards: {e}")).in_file(&place))?;
+    let header: Header =
+        serde_json::from_str(&text).map_err(|e| Error::data(format!("no index of shards: {e}")).in_file(&place))?;
     if header.format != FORMAT || header.version != VERSION {
         let message = format!("{} version {}; valid: {FORMAT} version {VERSION}", header.format, header.version);
         return Err(Error::data(message).in_file(&place));
@@ -165,9 +165,8 @@ impl Writer {
             let message = "the directory is not empty; valid: a new one";
             return Err(Error::input(message).in_file(&directory.to_string_lossy()));
         }
-        let header = Header {
-            format: FORMAT.into(), version: VERSION, end, tokenizer: tokenizer.into(), shards: Vec::new(),
-        };
+        let header =
+            Header { format: FORMAT.into(), version: VERSION, end, tokenizer: tokenizer.into(), shards: Vec::new() };
         Ok(Self { directory: directory.to_owned(), header, current: None })
     }
 
@@ -181,7 +180,9 @@ impl Writer {
             self.current = Some(Current {
                 ends: BufWriter::new(LocalFile::create(path.with_extension("tokens.ends"))?),
                 tokens: BufWriter::new(LocalFile::create(path)?),
-                hasher: blake3::Hasher::new(), count: 0, documents: 0,
+                hasher: blake3::Hasher::new(),
+                count: 0,
+                documents: 0,
             });
         }
         let current = self.current.as_mut().expect("opened above");
@@ -208,7 +209,9 @@ impl Writer {
             file.get_ref().sync_all()?;
         }
         let entry = HeaderEntry {
-            file: self.name(), documents: current.documents, tokens: current.count,
+            file: self.name(),
+            documents: current.documents,
+            tokens: current.count,
             blake3: current.hasher.finalize().to_hex().to_string(),
         };
         self.header.shards.push(entry);

@@ -139,9 +139,7 @@ impl Index {
     pub fn at(&self, i: usize) -> u64 {
         match self {
             Self::Owned(v) => v[i],
-            Self::Mapped(map) => {
-                u64::from_le_bytes(map[8 * i..8 * i + 8].try_into().expect("eight bytes"))
-            }
+            Self::Mapped(map) => u64::from_le_bytes(map[8 * i..8 * i + 8].try_into().expect("eight bytes")),
         }
     }
 }
@@ -225,8 +223,14 @@ impl Source {
         }
         let manifest = Self::manifest(opening, &store, format, listed, stop)?;
         let mut source = Self {
-            url, store, offsets: running(manifest.files.iter().map(|f| f.stamp.size)), manifest,
-            documents: None, cuts: Vec::new(), docs_a_block: 1, shards: Vec::new(),
+            url,
+            store,
+            offsets: running(manifest.files.iter().map(|f| f.stamp.size)),
+            manifest,
+            documents: None,
+            cuts: Vec::new(),
+            docs_a_block: 1,
+            shards: Vec::new(),
         };
         if format == Format::Tokens {
             source.shards = shards::open_all(&source.store, &source.manifest.files, stop)?;
@@ -239,7 +243,11 @@ impl Source {
     }
 
     fn manifest(
-        opening: &Opening<'_>, store: &Store, format: Format, listed: Vec<(String, Stamp)>, stop: &Stop,
+        opening: &Opening<'_>,
+        store: &Store,
+        format: Format,
+        listed: Vec<(String, Stamp)>,
+        stop: &Stop,
     ) -> Result<Manifest> {
         let root = common_directory(listed.iter().map(|(name, _)| name.as_str()));
         let key = blake3::hash(format!("{VERSION}\0{format:?}\0{listed:?}").as_bytes()).to_hex();
@@ -251,10 +259,8 @@ impl Source {
         {
             return Ok(Manifest { segment_bytes: opening.segment_bytes, ..manifest });
         }
-        let mut files: Vec<Entry> = listed
-            .into_iter()
-            .map(|(name, stamp)| Entry { name, stamp, groups: Vec::new(), documents: 0 })
-            .collect();
+        let mut files: Vec<Entry> =
+            listed.into_iter().map(|(name, stamp)| Entry { name, stamp, groups: Vec::new(), documents: 0 }).collect();
         if format == Format::Parquet {
             for entry in &mut files {
                 let file = store.file(&entry.name, &entry.stamp, stop)?;
@@ -274,7 +280,8 @@ impl Source {
             Err(Error::input(format!(
                 "shuffle \"global\" needs files that can be read anywhere, and {what} cannot; valid: shuffle \
                  \"block\", or write shards first with `stackbench tokenize` and shuffle those"
-            )).in_file(&self.url))
+            ))
+            .in_file(&self.url))
         };
         self.documents = Some(match self.manifest.format {
             Format::JsonlZst => return refused("a compressed file"),
@@ -449,7 +456,8 @@ fn common_format(listed: &mut Vec<(String, Stamp)>) -> Result<Format> {
                 return Err(Error::input(format!(
                     "files of two formats ({format:?} and {:?}) in one source; give two sources, or format=",
                     Format::of_name(name)
-                )).in_file(name));
+                ))
+                .in_file(name));
             }
             listed.retain(|(name, _)| Format::of_name(name) == format);
             return Ok(format);

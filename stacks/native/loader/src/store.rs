@@ -88,22 +88,33 @@ impl Store {
             retry_timeout: Duration::from_secs_f64(patience.timeout_s * (1.0 + patience.retries as f64)),
             ..RetryConfig::default()
         };
-        let client = ClientOptions::new()
-            .with_timeout(Duration::from_secs_f64(patience.timeout_s))
-            .with_allow_http(true);
+        let client =
+            ClientOptions::new().with_timeout(Duration::from_secs_f64(patience.timeout_s)).with_allow_http(true);
         let fail = |e: object_store::Error| Error::input(format!("{url}: {e}"));
         let store: Box<dyn ObjectStore> = match parsed.scheme() {
             "s3" | "s3a" => Box::new(
                 object_store::aws::AmazonS3Builder::from_env()
-                    .with_url(base.as_str()).with_retry(retry).with_client_options(client).build().map_err(fail)?,
+                    .with_url(base.as_str())
+                    .with_retry(retry)
+                    .with_client_options(client)
+                    .build()
+                    .map_err(fail)?,
             ),
             "gs" => Box::new(
                 object_store::gcp::GoogleCloudStorageBuilder::from_env()
-                    .with_url(base.as_str()).with_retry(retry).with_client_options(client).build().map_err(fail)?,
+                    .with_url(base.as_str())
+                    .with_retry(retry)
+                    .with_client_options(client)
+                    .build()
+                    .map_err(fail)?,
             ),
             "http" | "https" => Box::new(
                 object_store::http::HttpBuilder::new()
-                    .with_url(base.as_str()).with_retry(retry).with_client_options(client).build().map_err(fail)?,
+                    .with_url(base.as_str())
+                    .with_retry(retry)
+                    .with_client_options(client)
+                    .build()
+                    .map_err(fail)?,
             ),
             other => {
                 return Err(Error::input(format!(
@@ -113,7 +124,10 @@ impl Store {
         };
         let prefix = ObjectPath::from_url_path(parsed.path()).map_err(|e| Error::input(format!("{url}: {e}")))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1).enable_all().thread_name("stackbench-io").build()?;
+            .worker_threads(1)
+            .enable_all()
+            .thread_name("stackbench-io")
+            .build()?;
         let inner = Inner::Remote { store, base, prefix: prefix.clone(), runtime };
         Ok((Self { inner: Arc::new(inner) }, prefix.to_string()))
     }
@@ -172,7 +186,8 @@ impl Store {
 }
 
 fn changed(name: &str, was: u64, is: u64) -> Error {
-    let what = if was == is { "its modification time is another".into() } else { format!("{was} bytes then, {is} now") };
+    let what =
+        if was == is { "its modification time is another".into() } else { format!("{was} bytes then, {is} now") };
     Error::new(Kind::Changed, format!("the file changed since the manifest was built: {what}; build a new loader"))
         .in_file(name)
 }

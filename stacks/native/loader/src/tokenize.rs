@@ -76,7 +76,9 @@ fn serve(shared: &Shared, work: &Mutex<Receiver<(u64, Claim)>>, made: &SyncSende
 }
 
 fn write_in_order(
-    made: &Receiver<Made>, writer: &mut Writer, progress: &mut impl FnMut(u64) -> Result<()>,
+    made: &Receiver<Made>,
+    writer: &mut Writer,
+    progress: &mut impl FnMut(u64) -> Result<()>,
 ) -> Result<()> {
     let (mut waiting, mut next, mut written) = (BTreeMap::new(), 0, 0);
     for (ordinal, segment) in made {

@@ -53,7 +53,11 @@ impl Tokenizer {
 
     /// The same, from the content of a tokenizer.json.
     pub fn from_bytes(
-        bytes: &[u8], end: Option<&str>, engine: Engine, sample: &[&str], cache: Option<&Path>,
+        bytes: &[u8],
+        end: Option<&str>,
+        engine: Engine,
+        sample: &[&str],
+        cache: Option<&Path>,
     ) -> Result<Self> {
         let hash = blake3::hash(bytes).to_hex().to_string();
         let mut warning = String::new();
@@ -145,8 +149,8 @@ fn open_fast(bytes: &[u8]) -> Result<Box<fastokens::Tokenizer>> {
 }
 
 fn open_hf(bytes: &[u8]) -> Result<Box<tokenizers::Tokenizer>> {
-    let mut hf = tokenizers::Tokenizer::from_bytes(bytes)
-        .map_err(|e| Error::input(format!("not a tokenizer.json: {e}")))?;
+    let mut hf =
+        tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| Error::input(format!("not a tokenizer.json: {e}")))?;
     hf.with_truncation(None).map_err(|e| Error::input(e.to_string()))?;
     hf.with_padding(None);
     hf.set_encode_special_tokens(true);
@@ -163,7 +167,9 @@ fn compare(fast: &fastokens::Tokenizer, hf: &tokenizers::Tokenizer, sample: &[&s
             let at = ours.iter().zip(theirs).take_while(|(a, b)| a == b).count();
             return Ok(Some(format!(
                 "token {at} of {:?}…: {:?}, not {:?}",
-                text.chars().take(24).collect::<String>(), ours.get(at), theirs.get(at)
+                text.chars().take(24).collect::<String>(),
+                ours.get(at),
+                theirs.get(at)
             )));
         }
     }

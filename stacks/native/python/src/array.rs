@@ -64,8 +64,12 @@ impl Array {
 
     #[pyo3(signature = (*, stream=None, max_version=None, dl_device=None, copy=None))]
     fn __dlpack__(
-        &self, py: Python<'_>, stream: Option<&Bound<'_, PyAny>>, max_version: Option<(u32, u32)>,
-        dl_device: Option<(i32, i32)>, copy: Option<bool>,
+        &self,
+        py: Python<'_>,
+        stream: Option<&Bound<'_, PyAny>>,
+        max_version: Option<(u32, u32)>,
+        dl_device: Option<(i32, i32)>,
+        copy: Option<bool>,
     ) -> PyResult<Py<PyAny>> {
         let _ = stream; // host memory has no stream
         if dl_device.is_some_and(|device| device != (1, 0)) {
@@ -102,11 +106,16 @@ impl Array {
             (*view).len = 4 * numbers.len() as isize;
             (*view).readonly = c_int::from(this.read_only());
             (*view).itemsize = 4;
-            (*view).format = if flags & ffi::PyBUF_FORMAT == 0 { std::ptr::null_mut() } else { FORMAT.as_ptr().cast_mut() };
+            (*view).format =
+                if flags & ffi::PyBUF_FORMAT == 0 { std::ptr::null_mut() } else { FORMAT.as_ptr().cast_mut() };
             (*view).ndim = this.shape.len() as c_int;
-            (*view).shape = if flags & ffi::PyBUF_ND == 0 { std::ptr::null_mut() } else { this.shape.as_ptr().cast_mut() };
-            (*view).strides =
-                if flags & ffi::PyBUF_STRIDES == ffi::PyBUF_STRIDES { this.strides.as_ptr().cast_mut() } else { std::ptr::null_mut() };
+            (*view).shape =
+                if flags & ffi::PyBUF_ND == 0 { std::ptr::null_mut() } else { this.shape.as_ptr().cast_mut() };
+            (*view).strides = if flags & ffi::PyBUF_STRIDES == ffi::PyBUF_STRIDES {
+                this.strides.as_ptr().cast_mut()
+            } else {
+                std::ptr::null_mut()
+            };
             (*view).suboffsets = std::ptr::null_mut();
             (*view).internal = std::ptr::null_mut();
             (*view).obj = slf.into_ptr();
@@ -124,10 +133,13 @@ impl Array {
 
     #[pyo3(signature = (*args, **kwargs))]
     fn __array__<'py>(
-        slf: &Bound<'py, Self>, args: &Bound<'py, pyo3::types::PyTuple>, kwargs: Option<&Bound<'py, PyDict>>,
+        slf: &Bound<'py, Self>,
+        args: &Bound<'py, pyo3::types::PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let numpy = slf.py().import("numpy")?;
-        let plain = numpy.call_method1("frombuffer", (slf, "int32"))?.call_method1("reshape", (slf.get().shape(slf.py())?,))?;
+        let plain =
+            numpy.call_method1("frombuffer", (slf, "int32"))?.call_method1("reshape", (slf.get().shape(slf.py())?,))?;
         if args.is_empty() && kwargs.is_none_or(|given| given.is_empty()) {
             return Ok(plain);
         }

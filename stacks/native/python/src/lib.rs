@@ -15,7 +15,12 @@ use stackbench_loader as core;
 
 use array::Array;
 
-create_exception!(stackbench_native, DataError, PyValueError, "Data that is not what it claims to be: file and record are named.");
+create_exception!(
+    stackbench_native,
+    DataError,
+    PyValueError,
+    "Data that is not what it claims to be: file and record are named."
+);
 create_exception!(stackbench_native, ChangedError, PyOSError, "A file changed since the loader was made.");
 
 /// How long a wait lasts before Python's signals are looked at.
@@ -106,7 +111,10 @@ impl Batch {
         self.inner.padding
     }
     fn __repr__(&self) -> String {
-        format!("Batch(tokens=int32[{}, {}], lane={}, padding={})", self.batch, self.row, self.inner.lane, self.inner.padding)
+        format!(
+            "Batch(tokens=int32[{}, {}], lane={}, padding={})",
+            self.batch, self.row, self.inner.lane, self.inner.padding
+        )
     }
 }
 
@@ -138,23 +146,60 @@ impl Loader {
         segment_bytes=None, retries=4, timeout_s=30.0, state=None))]
     #[allow(clippy::too_many_arguments, clippy::fn_params_excessive_bools)]
     fn new(
-        py: Python<'_>, sources: Sources, tokenizer: Option<PathBuf>, batch: usize, sequence: usize, seed: u64,
-        shuffle: &str, format: Option<&str>, rank: u64, world_size: u64, lanes: Option<u64>, epochs: Option<u64>,
-        threads: usize, depth: usize, positions: bool, segments: bool, drop_last: bool, on_error: &str, engine: &str,
-        text_field: &str, end_of_text: Option<String>, pinned: Pinned, cache: Option<PathBuf>,
-        segment_bytes: Option<u64>, retries: usize, timeout_s: f64, state: Option<&Bound<'_, PyAny>>,
+        py: Python<'_>,
+        sources: Sources,
+        tokenizer: Option<PathBuf>,
+        batch: usize,
+        sequence: usize,
+        seed: u64,
+        shuffle: &str,
+        format: Option<&str>,
+        rank: u64,
+        world_size: u64,
+        lanes: Option<u64>,
+        epochs: Option<u64>,
+        threads: usize,
+        depth: usize,
+        positions: bool,
+        segments: bool,
+        drop_last: bool,
+        on_error: &str,
+        engine: &str,
+        text_field: &str,
+        end_of_text: Option<String>,
+        pinned: Pinned,
+        cache: Option<PathBuf>,
+        segment_bytes: Option<u64>,
+        retries: usize,
+        timeout_s: f64,
+        state: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         if !(timeout_s.is_finite() && timeout_s > 0.0) {
             return Err(PyValueError::new_err(format!("timeout_s {timeout_s}; valid: a number above 0")));
         }
         let config = core::Config {
-            sources: sources.configs(), tokenizer, end_of_text, batch, sequence, seed,
+            sources: sources.configs(),
+            tokenizer,
+            end_of_text,
+            batch,
+            sequence,
+            seed,
             shuffle: choose("shuffle", shuffle, &SHUFFLES)?,
             format: format.map(|name| choose("format", name, &core::Format::NAMES)).transpose()?,
-            rank, world_size, lanes, epochs, threads, depth, positions, segments, drop_last,
+            rank,
+            world_size,
+            lanes,
+            epochs,
+            threads,
+            depth,
+            positions,
+            segments,
+            drop_last,
             on_error: choose("on_error", on_error, &POLICIES)?,
             engine: choose("engine", engine, &ENGINES)?,
-            text_field: text_field.to_owned(), cache, segment_bytes,
+            text_field: text_field.to_owned(),
+            cache,
+            segment_bytes,
             pinned: match pinned {
                 Pinned::Wanted(wanted) => wanted.then(String::new),
                 Pinned::Runtime(path) => Some(path.to_string_lossy().into_owned()),
@@ -211,8 +256,11 @@ impl Loader {
         let stats = &loader.shared().common.stats;
         let out = PyDict::new(py);
         for (name, counter) in [
-            ("documents", &stats.documents), ("empty_documents", &stats.empty), ("text_bytes", &stats.text_bytes),
-            ("tokens", &stats.tokens), ("skipped", &stats.skipped),
+            ("documents", &stats.documents),
+            ("empty_documents", &stats.empty),
+            ("text_bytes", &stats.text_bytes),
+            ("tokens", &stats.tokens),
+            ("skipped", &stats.skipped),
         ] {
             out.set_item(name, counter.load(Ordering::Relaxed))?;
         }
@@ -256,14 +304,27 @@ impl Loader {
     text_field="text", end_of_text=None, progress=None))]
 #[allow(clippy::too_many_arguments)]
 fn tokenize<'py>(
-    py: Python<'py>, sources: Sources, tokenizer: PathBuf, out: PathBuf, format: Option<&str>, threads: usize,
-    on_error: &str, engine: &str, text_field: &str, end_of_text: Option<String>, progress: Option<Py<PyAny>>,
+    py: Python<'py>,
+    sources: Sources,
+    tokenizer: PathBuf,
+    out: PathBuf,
+    format: Option<&str>,
+    threads: usize,
+    on_error: &str,
+    engine: &str,
+    text_field: &str,
+    end_of_text: Option<String>,
+    progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let config = core::Config {
-        sources: sources.configs(), end_of_text, threads,
+        sources: sources.configs(),
+        end_of_text,
+        threads,
         format: format.map(|name| choose("format", name, &core::Format::NAMES)).transpose()?,
-        on_error: choose("on_error", on_error, &POLICIES)?, engine: choose("engine", engine, &ENGINES)?,
-        text_field: text_field.to_owned(), ..core::Config::new("", tokenizer, 1, 2048)
+        on_error: choose("on_error", on_error, &POLICIES)?,
+        engine: choose("engine", engine, &ENGINES)?,
+        text_field: text_field.to_owned(),
+        ..core::Config::new("", tokenizer, 1, 2048)
     };
     let mut failed = None;
     let done = py.detach(|| {
@@ -290,14 +351,24 @@ fn tokenize<'py>(
 #[pyo3(signature = (sources, cache, *, sequence=2048, shuffle="none", format=None, text_field="text", segment_bytes=None))]
 #[allow(clippy::too_many_arguments)]
 fn index(
-    py: Python<'_>, sources: Sources, cache: PathBuf, sequence: usize, shuffle: &str, format: Option<&str>,
-    text_field: &str, segment_bytes: Option<u64>,
+    py: Python<'_>,
+    sources: Sources,
+    cache: PathBuf,
+    sequence: usize,
+    shuffle: &str,
+    format: Option<&str>,
+    text_field: &str,
+    segment_bytes: Option<u64>,
 ) -> PyResult<(String, u64, u64)> {
     let config = core::Config {
-        sources: sources.configs(), tokenizer: None, cache: Some(cache), segment_bytes,
+        sources: sources.configs(),
+        tokenizer: None,
+        cache: Some(cache),
+        segment_bytes,
         shuffle: choose("shuffle", shuffle, &SHUFFLES)?,
         format: format.map(|name| choose("format", name, &core::Format::NAMES)).transpose()?,
-        text_field: text_field.to_owned(), ..core::Config::new("", "", 1, sequence)
+        text_field: text_field.to_owned(),
+        ..core::Config::new("", "", 1, sequence)
     };
     let made = py.detach(|| core::Opened::index(&config)).map_err(raise)?;
     Ok((made.manifest.clone(), made.blocks, made.documents))
