@@ -307,7 +307,7 @@ def install_locks(root: Path, venv: Path, locks: dict[str, list[Pin]], pip_args:
     pip: list[str | Path] = [venv / "bin" / "python", "-m", "pip"]
     have = installed(venv)
     wanted = {pin.name: pin.version for pins in locks.values() for pin in pins}
-    strays = [name for name in have if name not in {*wanted, "pip", "stackbench"}]
+    strays = [name for name in have if name not in {*wanted, "pip", "stackbench", "stackbench-native"}]
     # To pip, torch==2.13.0 is fulfilled by 2.13.0+cpu: a build of the same version has to go first.
     strays += [name for name in have if is_other_build(have[name], wanted.get(name))]
     if strays:
@@ -321,7 +321,15 @@ def install_locks(root: Path, venv: Path, locks: dict[str, list[Pin]], pip_args:
 
 
 def timed(root: Path, requested: str, pip_args: list[str]) -> bool:
-    """Set up `.venv`; false where it already is."""
+    """Set up `.venv` and, in it, the Rust loader; false where both already are."""
+    from bench.native import native
+
+    changed = timed_packages(root, requested, pip_args)
+    return native(root, pip_args) or changed
+
+
+def timed_packages(root: Path, requested: str, pip_args: list[str]) -> bool:
+    """Set up `.venv` but for the Rust loader; false where it already is."""
     venv, started = root / ".venv", time.monotonic()
     stamp = venv / "stackbench.stamp"
     flavour = stamp.read_text().split()[0] if stamp.exists() else "cuda"
