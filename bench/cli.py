@@ -139,6 +139,31 @@ def compare(
 
 
 @app.command()
+def tokenize(
+    corpus: Annotated[str, typer.Argument(help="file, directory or URL (s3://, gs://, http://)")],
+    out: Annotated[Path, typer.Option(help="new directory; with --index-only a cache", metavar="DIR")],
+    tokenizer: Tokenizer = None,
+    index_only: Annotated[
+        bool, typer.Option("--index-only", help="only the manifest and the document index of a loader")
+    ] = False,
+    shuffle: Annotated[
+        str, typer.Option(help="global: index every document", metavar="none|block|global")
+    ] = "none",
+    text_field: Annotated[str, typer.Option(help="key or column of the text")] = "text",
+    skip_errors: Annotated[bool, typer.Option(help="leave out what cannot be read, and count it")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a corpus as pre-tokenized shards, in its order, or index it."""
+    from bench.shards import run_tokenize
+
+    code = run_tokenize(
+        corpus, out, tokenizer=tokenizer, index_only=index_only, shuffle=shuffle, field=text_field,
+        skip_errors=skip_errors, as_json=as_json,
+    )  # fmt: skip
+    raise typer.Exit(code)
+
+
+@app.command()
 def status(
     directory: Annotated[Path, typer.Argument(help="results directory", metavar="DIR")],
     as_json: AsJson = False,

@@ -20,7 +20,7 @@ INSTALL = "install Rust (cargo) and then: make setup; or: make setup PIP_ARGS='-
 
 
 def native(root: Path, pip_args: list[str]) -> bool:
-    """Install the extension into `.venv` unless this state of its sources is there; false if nothing was done.
+    """Install the extension into `.venv` unless it is there already; false if nothing was done.
 
     A build that fails leaves everything else as it is, and is tried again by the next call.
     """
@@ -42,22 +42,24 @@ def native(root: Path, pip_args: list[str]) -> bool:
 
 
 def install(root: Path, venv: Path, build: bool, folders: list[str]) -> bool:
-    """A wheel, made first where `build` says so: minutes the first time, seconds later. False if it failed."""
+    """A wheel, made first where `build` says so: minutes at first, seconds later. False if it failed."""
     started, code, output = time.monotonic(), 0, ""
+    python = venv / "bin" / "python"
     if build:
         say("building the Rust loader with cargo: about 300 crates, 5 to 10 minutes the first time")
         made = root / SOURCE / "target" / "wheels"
         folders = [str(made)]
         shutil.rmtree(made, ignore_errors=True)
-        wheel = ["--release", "--locked", "--strip", "--interpreter", venv / "bin" / "python", "--out", made]
         manifest = root / SOURCE / "python" / "Cargo.toml"
-        code, output = call([venv / "bin" / "maturin", "build", "-m", manifest, *wheel], quiet=True, cwd=root)
+        where: list[str | Path] = ["-m", manifest, "--interpreter", python, "--out", made]
+        maturin: list[str | Path] = [venv / "bin" / "maturin", "build", "--release", "--locked", "--strip"]
+        code, output = call([*maturin, *where], quiet=True, cwd=root)
     else:
         say(f"installing the Rust loader's wheel from {' '.join(folders)}")
     if not code:
         links = [part for folder in folders for part in ("--find-links", folder)]
-        pip = [venv / "bin" / "python", "-m", "pip", "install", "--no-deps", "--no-index", "--only-binary", ":all:"]
-        code, output = call([*pip, "--force-reinstall", *links, NAME], quiet=True)
+        options = ["install", "--no-deps", "--no-index", "--only-binary", ":all:", "--force-reinstall"]
+        code, output = call([python, "-m", "pip", *options, *links, NAME], quiet=True)
     if code:
         words = "\n".join(output.strip().splitlines()[-20:])
         say(f"going on without the Rust loader, which could not be installed:\n{words}\nNext: {INSTALL}")
@@ -88,4 +90,6 @@ def wheel_folders(pip_args: list[str]) -> list[str]:
         if option in ("--find-links", "-f"):
             named.append(value if equals else "".join(pip_args[i + 1 : i + 2]))
     pattern = f"{NAME.replace('-', '_')}-*.whl"
-    return [folder for folder in named if folder and Path(folder).is_dir() and any(Path(folder).glob(pattern))]
+    return [
+        folder for folder in named if folder and Path(folder).is_dir() and any(Path(folder).glob(pattern))
+    ]

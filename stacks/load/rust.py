@@ -60,8 +60,8 @@ class Loader(reading.Base):
         engine = self.loader.engine if self.loader is not None else None
         order = "corpus" if self.shuffle == "none" else "seed"
         return self.facts(
-            "stackbench-native", "numpy", tokenizer_engine=engine or "none: tokens", workers=self.cores, streams=1,
-            order=order, packing="by segments", transport="view",
+            "stackbench-native", "numpy", tokenizer_engine=engine or "none: tokens", workers=self.cores,
+            streams=1, order=order, packing="by segments", transport="view",
         )  # fmt: skip
 
     def close(self) -> None:
