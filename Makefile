@@ -16,6 +16,8 @@ export PIP_ARGS PYTHON
 BOOTSTRAP = python3 -m bench.bootstrap
 SETUP_ARGS = --python="$$PYTHON" --pip-args="$$PIP_ARGS"
 DEV = .venvs/dev/bin/python
+# In the Rust workspace, where there is cargo; elsewhere the extension is left out, and said.
+RUST = command -v cargo >/dev/null || { echo "no cargo: Rust is left out"; exit 0; }; cd stacks/native &&
 
 .DEFAULT_GOAL := help
 .PHONY: help bench test lint setup setup-dev setup-peers locks clean
@@ -31,13 +33,17 @@ bench: setup  ## run SUITE, print the result table and the path of the HTML repo
 	if [ -e "$$out/plan.json" ]; then .venv/bin/stackbench report "$$out" || [ $$code -ne 0 ] || code=$$?; fi; \
 	exit $$code
 
-test: setup-dev  ## run every test
+# Rust's tests first: they need no environment, and pytest's summary is the last word.
+test: setup-dev setup-peers  ## run every test
+	@$(RUST) cargo test --release --locked --quiet
 	$(DEV) -m pytest -n 2 --dist loadgroup -q $(PYTEST_ARGS)
 
-lint: setup-dev  ## ruff and mypy
+lint: setup-dev  ## ruff and mypy; rustfmt and clippy
 	$(DEV) -m ruff check .
 	$(DEV) -m ruff format --check .
 	$(DEV) -m mypy --strict bench
+	@$(RUST) cargo fmt --check
+	@$(RUST) cargo clippy --release --locked --quiet --all-targets -- -D warnings
 
 setup:  ## make .venv: the timed environment
 	@$(BOOTSTRAP) timed $(SETUP_ARGS)

@@ -140,7 +140,7 @@ def compare(
 
 @app.command()
 def tokenize(
-    corpus: Annotated[str, typer.Argument(help="file, directory or URL (s3://, gs://, http://)")],
+    corpus: Annotated[str, typer.Argument(help="file, directory or URL of a store (s3, gs, http)")],
     out: Annotated[Path, typer.Option(help="new directory; with --index-only a cache", metavar="DIR")],
     tokenizer: Tokenizer = None,
     index_only: Annotated[

@@ -1,4 +1,4 @@
-"""Set-up of the Rust loader: built, taken from a folder, or left out with what to type; never asked of an index."""
+"""Set-up of the Rust loader: built, taken from a folder, or left out with what to type; no index is asked."""
 
 from __future__ import annotations
 
