@@ -51,12 +51,17 @@ def run_details(out: Path, group: str) -> None:
     for case_id, kind in missing(context.plan, out, session, group):
         case = cases[case_id]
         tell({"event": "start", "case_id": case_id, "gate": kind})
-        cache = rounds.cache_directory(context, case, 0)
+        cache, state = rounds.cache_directory(context, case, 0), "seeded"
+        if kind != "breakdown":  # another text than the timed one: it keeps things of its own
+            cache, state = cache.with_name(f"{cache.name}-apart"), "cold"
+            observe.remove_tree(cache)
         row = observe.observe(
             context,
             Request(
-                case=case, kind=kind, cache=cache, cache_state="seeded", role=kind,
+                case=case, kind=kind, cache=cache, cache_state=state, role=kind,
                 options=gate["options"].get(case_id),
             ),
         )  # fmt: skip
+        if state == "cold":
+            observe.remove_tree(cache)
         tell({"event": "end", **{k: row[k] for k in rounds.TOLD}})

@@ -33,7 +33,7 @@ Make = Callable[[Job], Any]
 WINDOW_S = 0.2
 WINDOWS = 5  # of each kind
 UNIT_LOOPS = 20_000  # of a unit of work: about a millisecond of pure Python
-END_S = 2  # for a consumer to end by itself: its process is ended after that
+END_S = 1  # for a consumer to end by itself: its process is ended after that
 SETTLE_S = 0.05  # after a loader is let go or held, before a window begins
 
 

@@ -161,6 +161,7 @@ def job(context: Context, request: Request, directory: Path) -> Row:
         "bytes": text["bytes"], "expected": text["expected"],
         "tokenizer": str(inputs / row["tokenizer"]), "end": row["end"],
         "cache": str(request.cache.resolve()), "scratch": str(directory / "scratch"),
+        "keeps": request.kind in ("calibration", "consumer", "gil"),  # builds first what it keeps of its text
         "parity": {"out": str(directory / "documents.bin")} if request.kind == "parity" else None,
     }  # fmt: skip
 
