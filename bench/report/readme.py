@@ -10,7 +10,8 @@ from bench.analyze.ratios import groups
 from bench.analyze.summary import CaseSummary
 from bench.errors import UserError
 from bench.plan import write_atomic
-from bench.report import words
+from bench.report import loaders, words
+from bench.report.terminal import sentences
 from bench.report.words import plain
 from bench.store import Tables
 
@@ -47,23 +48,52 @@ def block(tables: Tables, analysis: Analysis) -> str:
     """Verdicts, one table, and a line on where it was measured."""
     lines: list[str] = []
     several = len({case.session for case in analysis.cases}) > 1
+    members = groups(analysis.cases)
     for comparison in sorted(
         analysis.comparisons, key=lambda c: (c.session, c.group, -(c.speedup.estimate or 0))
     ):
         where = f"{comparison.workload} [{comparison.session}]" if several else comparison.workload
-        lines.append(f"- {cell(plain(where))}: {cell(words.verdict(comparison))}")
-    lines += ["", "| workload | arm | ms a step | tokens/s | compile s, cold / seeded | status |",
-              "| --- | --- | ---: | ---: | ---: | --- |"]  # fmt: skip
-    for members in groups(analysis.cases).values():
-        lines += [row(case, several) for case in members]
+        cases = members[comparison.session, comparison.group]
+        (told,) = sentences([comparison], cases, analysis)
+        lines.append(f"- {cell(plain(where))}: {cell(told)}")
+    if (train := analysis.of("train")).cases:
+        lines += training(train, several)
+    if (load := analysis.of("load")).cases:
+        lines += loading(load, several)
     return "\n".join([*lines, "", environment_line(tables)]).strip()
 
 
+def training(analysis: Analysis, several: bool) -> list[str]:
+    lines = ["", "| workload | arm | ms a step | tokens/s | compile s, cold / seeded | status |",
+              "| --- | --- | ---: | ---: | ---: | --- |"]  # fmt: skip
+    for members in groups(analysis.cases).values():
+        lines += [row(case, several) for case in members]
+    return lines
+
+
+def loading(analysis: Analysis, several: bool) -> list[str]:
+    """Loaders have no compilation; what counts is the rate, the first batch, CPU and memory."""
+    known = loaders.by_case(analysis)
+    lines = ["", f"| workload | arm | {' | '.join(loaders.HEAD[2:])} | status |",
+             f"| --- | --- | {'---: | ' * len(loaders.HEAD[2:])}--- |"]  # fmt: skip
+    for case in analysis.cases:
+        cells = loaders.terminal_row(case, known.get((case.session, case.case_id)))
+        numbers = cells[2:] if len(cells) == len(loaders.HEAD) else [words.NONE] * len(loaders.HEAD[2:])
+        status = case.status if not case.reason else f"{case.status}: {case.reason}"
+        first = [cell(name_of(case, several)), cell(plain(case.arm, 80))]
+        lines.append(f"| {' | '.join([*first, *numbers, cell(plain(status, 160))])} |")
+    return lines
+
+
+def name_of(case: CaseSummary, several: bool) -> str:
+    session = f" [{case.session}]" if several else ""
+    return plain(f"{case.workload}, {words.conditions(case.axes)}{session}", 160)
+
+
 def row(case: CaseSummary, several: bool) -> str:
-    name = f"{case.workload}, {words.conditions(case.axes)}" + (f" [{case.session}]" if several else "")
     status = case.status if not case.reason else f"{case.status}: {case.reason}"
     cells = [
-        cell(plain(name, 160)), cell(plain(case.arm, 80)), words.with_span(case.step_s, 1e3),
+        cell(name_of(case, several)), cell(plain(case.arm, 80)), words.with_span(case.step_s, 1e3),
         words.short(case.tokens_per_s.estimate),
         f"{words.brief(case.compile_cold_s)} / {words.brief(case.compile_seeded_s)}",
         cell(plain(status, 160)),

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from bench import store
 from bench.analyze import Analysis, analyze
-from bench.report import html, terminal
+from bench.report import html, readme, terminal
 from bench.store import Tables
 from tests.bench.report.test_page import Checker
 from tests.fixtures.loads import LoadResults
@@ -71,3 +71,11 @@ def test_a_page_of_both(both: Read) -> None:
     assert text.index("Results of training") < text.index("Results of loaders")
     assert "Scaling over cores" in text and "MFU" in text
     assert text.count('class="verdicts"') == 1
+
+
+def test_the_readmes_block_has_a_table_for_each_kind(both: Read) -> None:
+    block = readme.block(*both)
+    assert "fast tokenizer: python-single is 4.0" in block
+    assert "| workload | arm | ms a step |" in block and "| workload | arm | Mtok/s | in all |" in block
+    rows = [line for line in block.splitlines() if line.startswith("| load/synthetic")]
+    assert len(rows) == 12 and all(line.count("|") == 9 for line in rows)
