@@ -10,6 +10,7 @@ from rich.console import Console
 from bench import store
 from bench.analyze import Analysis, analyze
 from bench.report import html, readme, terminal
+from bench.report.figures import loader_rate
 from bench.store import Tables
 from tests.bench.report.test_page import Checker
 from tests.fixtures.loads import LoadResults
@@ -79,3 +80,9 @@ def test_the_readmes_block_has_a_table_for_each_kind(both: Read) -> None:
     assert "| workload | arm | ms a step |" in block and "| workload | arm | Mtok/s | in all |" in block
     rows = [line for line in block.splitlines() if line.startswith("| load/synthetic")]
     assert len(rows) == 12 and all(line.count("|") == 9 for line in rows)
+
+
+def test_what_is_off_the_scale_stands_in_the_table_alone(both: Read) -> None:
+    load = both[1].of("load")
+    assert {case.arm for case in loader_rate.on_scale(load)} == {"python-single", "torch-dataloader"}
+    assert {case.arm for case in load.cases} > {"memmap"}
