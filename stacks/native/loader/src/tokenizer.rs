@@ -3,6 +3,7 @@
 //! (`encode_special_tokens = true`), and none is added.
 
 use std::path::Path;
+use std::sync::Once;
 
 use fastokens::AddedTokenPolicy;
 
@@ -138,12 +139,35 @@ fn encode_fast(fast: &fastokens::Tokenizer, text: &str) -> Result<Vec<u32>> {
         .map_err(|e| Error::data(format!("cannot tokenize: {e}")))
 }
 
+/// fastokens spreads documents of some size over a pool of its own. Our threads are busy with other documents
+/// then, so that a pool only adds waiting and a cold cache: here it is left out of this process's copy of the
+/// crate. It decides once, by the CPUs of the thread that asks first; this one has one CPU.
+fn one_thread_a_document() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let ask = || {
+            // SAFETY: a set of all zeroes is valid, and both calls get its size and look at no other thread.
+            unsafe {
+                let mut cpus: libc::cpu_set_t = std::mem::zeroed();
+                let cpu = libc::sched_getcpu();
+                if cpu >= 0 && (cpu as usize) < libc::CPU_SETSIZE as usize {
+                    libc::CPU_SET(cpu as usize, &mut cpus);
+                    libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const cpus);
+                }
+            }
+            fastokens::fanout::threads()
+        };
+        let _ = std::thread::spawn(ask).join();
+    });
+}
+
 fn open_fast(bytes: &[u8]) -> Result<Box<fastokens::Tokenizer>> {
     let mut json: serde_json::Value =
         serde_json::from_slice(bytes).map_err(|e| Error::input(format!("not a tokenizer.json: {e}")))?;
     for key in ["truncation", "padding"] {
         json[key] = serde_json::Value::Null; // a document is never cut or filled up
     }
+    one_thread_a_document();
     let fast = fastokens::Tokenizer::from_json(json).map_err(|e| Error::input(e.to_string()))?;
     Ok(Box::new(fast))
 }
@@ -174,4 +198,13 @@ fn compare(fast: &fastokens::Tokenizer, hf: &tokenizers::Tokenizer, sample: &[&s
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn fastokens_starts_no_threads_of_its_own() {
+        super::one_thread_a_document();
+        assert_eq!(fastokens::fanout::threads(), 1, "fastokens decides about its pool in another way now");
+    }
 }
