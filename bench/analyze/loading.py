@@ -43,6 +43,7 @@ class Loading:
     cpu_s_per_mtok: Interval
     pss_bytes: Interval
     total_s: float | None
+    beyond_cpu: bool  # its rate is more than its CPU time allows: the work was done before the first batch
     first_batch_share: float | None
     padding_share: float | None
     prepare_s: float | None
@@ -55,6 +56,7 @@ class Loading:
     stages: Mapping[str, float]  # CPU seconds a million tokens
     options: str
     points_tried: int
+    totals: Mapping[str, float]  # seconds in all, by round
 
 
 def loadings(tables: Tables, cases: Sequence[CaseSummary]) -> list[Loading]:
@@ -114,12 +116,20 @@ def loading(
         **{k: getattr(case, k) for k in ("session", "case_id", "group", "workload", "arm", "stack", "axes")},
         tokenizer=str(case.axes.get("tokenizer", "")), rate_in_all=level(timed("tokens_per_s_in_all")),
         first_batch_s=level(timed("time_to_first_batch_s")), cpu_s_per_mtok=level(timed("cpu_s_per_mtok")),
-        pss_bytes=level(timed("pss_bytes")), total_s=total,
+        pss_bytes=level(timed("pss_bytes")), total_s=total, beyond_cpu=beyond(case, middle("cpu_s_per_mtok")),
         first_batch_share=first / total if first and total else None,
         padding_share=middle("padding_share"), options=options, points_tried=tried,
+        totals={p.round_id: s for p in used if (s := metrics.get(p.run_id, {}).get("total_s"))},
         stages={name: stages[name] for name in sorted(stages, key=stage_order)},
         **single,
     )  # fmt: skip
+
+
+def beyond(case: CaseSummary, cpu_s_per_mtok: float | None) -> bool:
+    rate, cores = case.tokens_per_s.estimate, case.axes.get("cores")
+    if rate is None or not cpu_s_per_mtok or not isinstance(cores, int):
+        return False
+    return rate > 1.1 * cores * 1e6 / cpu_s_per_mtok
 
 
 def level(values: Sequence[float]) -> Interval:
@@ -137,6 +147,7 @@ def claims(
     out where a loader did part of its work beforehand."""
     known = {(c.session, c.case_id): c for c in cases}
     kept = {(row.session, row.case_id): row.prepare_s for row in found if worth_telling(row)}
+    totals = {(row.session, row.case_id): row.totals for row in found}
     out = []
     for c in comparisons:
         case = known[c.session, c.case_id]
@@ -145,10 +156,21 @@ def claims(
                 "session": c.session, "group": c.group, "case_id": c.case_id, "arm": c.arm,
                 "baseline": c.baseline, "tokenizer": case.axes.get("tokenizer"), "ratio": c.speedup.estimate,
                 "low": c.speedup.low, "high": c.speedup.high, "n_rounds": c.speedup.n_rounds,
+                "in_all": in_all(totals, (c.session, c.case_id), (c.session, c.baseline_case_id)),
                 "prepare_s": kept.get((c.session, c.case_id)), "verdict": c.verdict,
                 "run_ids": [p.run_id for p in case.processes],
             })  # fmt: skip
     return out
+
+
+def in_all(
+    totals: Mapping[tuple[str, str], Mapping[str, float]], case: tuple[str, str], base: tuple[str, str]
+) -> float | None:
+    """How many times as fast as the baseline from before the loader was made; over the rounds of both."""
+    mine, theirs = totals.get(case, {}), totals.get(base, {})
+    rounds = [name for name in mine if name in theirs]
+    ratio = stats.ratio([theirs[name] for name in rounds], [mine[name] for name in rounds])
+    return ratio.estimate
 
 
 def worth_telling(row: Loading) -> bool:

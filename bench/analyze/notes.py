@@ -86,6 +86,11 @@ def notes(
     )
     if lost:
         found.append(f"The baseline has no time, so nothing is compared, in: {', '.join(lost)}.")
+    if names := [f"{row.arm} ({row.tokenizer} tokenizer)" for row in loaders if row.beyond_cpu]:
+        found.append(
+            "The rate after the first batch is more than the CPU time allows, since the work was done before "
+            "that batch: quote the rate in all of " + ", ".join(dict.fromkeys(names)) + "."
+        )
     if names := loading.late(loaders):
         found.append(
             "Before its first batch passed more than a quarter of all the time of: " + ", ".join(names) + ". "

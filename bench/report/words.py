@@ -144,7 +144,8 @@ def claim(row: Mapping[str, Any]) -> str:
     rounds = plural(row["n_rounds"], "round")
     if row["low"] is None or row["high"] is None:
         return f"{start} is {row['ratio']:.2f}× {base} ({rounds}, no interval: not a finding)"
-    ends = f"{row['low']:.2f}–{row['high']:.2f}, {rounds}"
+    total = "" if row["in_all"] is None else f"; start included {row['in_all']:.2f}×"
+    ends = f"{row['low']:.2f}–{row['high']:.2f}, {rounds}{total}"
     if row["low"] <= 1 <= row["high"]:
         return f"{start} and {base}: no difference larger than the noise ({row['ratio']:.2f}×, {ends})"
     return f"{start} is {row['ratio']:.2f}× {base} ({ends})"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,18 +114,25 @@ def speed(gate: Gate, case: planning.Case, point: Options, seen: dict[str, float
         row = gate.observe(case, "calibration", f"calibration: {words}", point)
         seen[key] = None
         if row["status"] == protocol.STATUS_OK:
-            seen[key] = metric(gate.messages(row), "tokens_per_s")
+            seen[key] = believable(list(gate.messages(row)), int(case.axes["cores"]))
         gate.tried.append({"case_id": case.case_id, "options": point, "tokens_per_s": seen[key],
                            "run_id": row["run_id"], "reason": row["reason"]})  # fmt: skip
         tell({"event": "note", "text": f"{case.arm}: {words}: {told(seen[key])}"})
     return seen[key]
 
 
+def believable(messages: Sequence[Mapping[str, Any]], cores: int) -> float | None:
+    """Tokens a second after the first batch, but no more than the CPU time of the pass allows on the cores:
+    a point that does much of its work before the first batch is not preferred for that."""
+    rate, cpu_s = metric(messages, "tokens_per_s"), metric(messages, "cpu_s_per_mtok")
+    return min(rate, cores * 1e6 / cpu_s) if rate and cpu_s else rate
+
+
 def told(tokens_per_s: float | None) -> str:
     return "failed" if tokens_per_s is None else f"{tokens_per_s / 1e6:.2f} Mtok/s"
 
 
-def metric(messages: Iterator[dict[str, Any]], name: str) -> float | None:
+def metric(messages: Sequence[Mapping[str, Any]], name: str) -> float | None:
     found = [m["value"] for m in messages if m["type"] == "metric" and m["metric"] == name]
     return float(found[-1]) if found and found[-1] is not None else None
 

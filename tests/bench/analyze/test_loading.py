@@ -59,14 +59,14 @@ def test_sentences_name_the_tokenizer_and_what_was_done_before(both: Analysis) -
     assert len(rows) == 2 * 2 * 2 and all(row["run_ids"] for row in rows)
     told = [words.claim(row) for row in rows]
     assert all(text.startswith(("fast tokenizer: ", "hf tokenizer: ")) for text in told)
-    assert any("python-single is 4.0" in text and "6 rounds)" in text for text in told)
+    assert any("python-single is 4.0" in text and "6 rounds; start included " in text for text in told)
     memmap = [text for text in told if "memmap" in text]
     assert all("memmap, after 12.5 s of work beforehand, is 1" in text for text in memmap), memmap
 
 
 def test_claims_without_an_interval_are_no_findings() -> None:
     row = {"arm": "a", "baseline": "b", "tokenizer": "hf", "ratio": 2.0, "low": None, "high": None,
-           "n_rounds": 2, "prepare_s": None}  # fmt: skip
+           "n_rounds": 2, "prepare_s": None, "in_all": 1.5}  # fmt: skip
     assert words.claim(row) == "hf tokenizer: a is 2.00× b (2 rounds, no interval: not a finding)"
     assert "no difference" in words.claim({**row, "low": 0.9, "high": 3.0, "n_rounds": 6})
     assert "no round" in words.claim({**row, "ratio": None})

@@ -64,6 +64,15 @@ def test_a_start_that_fails_is_left_behind() -> None:
     assert load_gate.search({"x": ["a"]}, {"x": "a"}, lambda p: None) == {"x": "a"}
 
 
+def test_a_point_that_works_before_its_first_batch_is_not_preferred() -> None:
+    def at(rate: float | None, cpu: float | None) -> float | None:
+        rows = metrics(tokens_per_s=rate, cpu_s_per_mtok=cpu)
+        return load_gate.believable(rows, 2)
+
+    assert at(1e9, 0.02) == pytest.approx(1e8) and at(5e7, 0.02) == 5e7
+    assert at(5e7, None) == 5e7 and at(None, 0.02) is None
+
+
 # -------------------------------------------------------------------------------------------------- the gate
 A, B, C = (bytes([i]) * 16 for i in range(3))
 SEEN = {"tokens": 30, "padding": 4, "padding_said": 4, "shape": 0, "dtype": 0, "contiguous": 0, "streams": 1}
