@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ORDER: Final = (*STAGES, "library threads", "other")
 TELLING_SHARE: Final = 0.1  # of a pass: less work beforehand needs no words in a sentence
+BEYOND: Final = 2.0  # times the rate that the CPU time allows, which holds the start of processes too
 LATE_SHARE: Final = 0.25  # of all its time before the first batch: its rate alone would mislead
 
 
@@ -129,7 +130,7 @@ def beyond(case: CaseSummary, cpu_s_per_mtok: float | None) -> bool:
     rate, cores = case.tokens_per_s.estimate, case.axes.get("cores")
     if rate is None or not cpu_s_per_mtok or not isinstance(cores, int):
         return False
-    return rate > 1.1 * cores * 1e6 / cpu_s_per_mtok
+    return rate > BEYOND * cores * 1e6 / cpu_s_per_mtok
 
 
 def level(values: Sequence[float]) -> Interval:
@@ -179,10 +180,13 @@ def worth_telling(row: Loading) -> bool:
 
 
 def late(found: Sequence[Loading]) -> list[str]:
-    """Loaders whose rate alone would mislead, in words."""
-    names = dict.fromkeys(
-        f"{row.arm} with the {row.tokenizer} tokenizer ({100 * row.first_batch_share:.0f} %)"
-        for row in found
-        if row.first_batch_share is not None and row.first_batch_share > LATE_SHARE
-    )
-    return list(names)
+    """Loaders whose rate alone would mislead, a text a tokenizer: `fast tokenizer: rust 55 %, …`."""
+    shares: dict[str, dict[str, float]] = {}
+    for row in found:
+        if row.first_batch_share is not None and row.first_batch_share > LATE_SHARE:
+            arms = shares.setdefault(row.tokenizer, {})
+            arms[row.arm] = max(arms.get(row.arm, 0.0), row.first_batch_share)
+    return [
+        f"{tokenizer} tokenizer: " + ", ".join(f"{arm} {100 * share:.0f} %" for arm, share in arms.items())
+        for tokenizer, arms in shares.items()
+    ]

@@ -69,7 +69,7 @@ def test_a_point_that_works_before_its_first_batch_is_not_preferred() -> None:
         rows = metrics(tokens_per_s=rate, cpu_s_per_mtok=cpu)
         return load_gate.believable(rows, 2)
 
-    assert at(1e9, 0.02) == pytest.approx(1e8) and at(5e7, 0.02) == 5e7
+    assert at(1e9, 0.02) == pytest.approx(1.5e8) and at(5e7, 0.02) == 5e7
     assert at(5e7, None) == 5e7 and at(None, 0.02) is None
 
 
