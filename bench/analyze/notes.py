@@ -93,8 +93,8 @@ def notes(
         )
     if names := loading.late(loaders):
         found.append(
-            "Rates count what comes after the first batch, and the rate in all stands beside them. Before the "
-            "first batch passed more than a quarter of all the time: " + "; ".join(names) + "."
+            "Rates count what comes after the first batch, and the rate in all stands beside them. Before "
+            "the first batch passed more than a quarter of all the time: " + "; ".join(names) + "."
         )
     if comparisons:
         found.append("Each interval holds by itself at the confidence stated; they do not hold jointly.")

@@ -74,7 +74,8 @@ def test_claims_without_an_interval_are_no_findings() -> None:
 
 def test_a_late_first_batch_is_told(both: Analysis) -> None:
     (note,) = [n for n in both.notes if "Before the first batch" in n]
-    assert "fast tokenizer: python-single 50 %; hf tokenizer: " in note and "torch-dataloader" not in note
+    assert "fast tokenizer: python-single 50 %, " in note and "; hf tokenizer: " in note
+    assert "torch-dataloader" not in note
 
 
 def test_the_parts_of_an_analysis(both: Analysis) -> None:
