@@ -32,7 +32,7 @@ pub struct Tokenizer {
 }
 
 enum Inner {
-    Fast(Box<fastokens::Tokenizer>),
+    Fast(Box<Fast>),
     Hf(Box<tokenizers::Tokenizer>),
 }
 
@@ -100,7 +100,7 @@ impl Tokenizer {
     fn find_end(&self, name: Option<&str>) -> Result<u32> {
         let names: Vec<&str> = name.map_or(END_OF_TEXT.to_vec(), |name| vec![name]);
         let id = |token: &str| match &self.inner {
-            Inner::Fast(fast) => fast.token_to_id(token),
+            Inner::Fast(fast) => fast.tokenizer.token_to_id(token),
             Inner::Hf(hf) => hf.token_to_id(token),
         };
         names.iter().find_map(|token| id(token)).ok_or_else(|| {
@@ -120,8 +120,9 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, out: &mut Vec<i32>) -> Result<()> {
         match &self.inner {
             Inner::Fast(fast) => {
-                let ids: Vec<u32> = encode_fast(fast, text)?;
-                out.extend(ids.into_iter().map(u32::cast_signed));
+                let ids = fast.encode(text)?;
+                // SAFETY: u32 and i32 have the same size and alignment, and every bit pattern is both.
+                out.extend_from_slice(unsafe { std::slice::from_raw_parts(ids.as_ptr().cast::<i32>(), ids.len()) });
             }
             Inner::Hf(hf) => {
                 let encoding = hf.encode_fast(text, false).map_err(|e| Error::data(format!("cannot tokenize: {e}")))?;
@@ -134,9 +135,18 @@ impl Tokenizer {
 
 const FAST_VERSION: &str = "fastokens 0.3.5";
 
-fn encode_fast(fast: &fastokens::Tokenizer, text: &str) -> Result<Vec<u32>> {
-    fast.encode_unpadded(text, false, AddedTokenPolicy::SkipSpecial)
-        .map_err(|e| Error::data(format!("cannot tokenize: {e}")))
+/// fastokens, and which added tokens it looks for in text.
+struct Fast {
+    tokenizer: fastokens::Tokenizer,
+    policy: AddedTokenPolicy,
+}
+
+impl Fast {
+    fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.tokenizer
+            .encode_unpadded(text, false, self.policy)
+            .map_err(|e| Error::data(format!("cannot tokenize: {e}")))
+    }
 }
 
 /// fastokens spreads documents of some size over a pool of its own. Our threads are busy with other documents
@@ -161,15 +171,18 @@ fn one_thread_a_document() {
     });
 }
 
-fn open_fast(bytes: &[u8]) -> Result<Box<fastokens::Tokenizer>> {
+fn open_fast(bytes: &[u8]) -> Result<Box<Fast>> {
     let mut json: serde_json::Value =
         serde_json::from_slice(bytes).map_err(|e| Error::input(format!("not a tokenizer.json: {e}")))?;
     for key in ["truncation", "padding"] {
         json[key] = serde_json::Value::Null; // a document is never cut or filled up
     }
     one_thread_a_document();
-    let fast = fastokens::Tokenizer::from_json(json).map_err(|e| Error::input(e.to_string()))?;
-    Ok(Box::new(fast))
+    let tokenizer = fastokens::Tokenizer::from_json(json).map_err(|e| Error::input(e.to_string()))?;
+    // Where all added tokens are special none can be found in text, and the search for them is saved.
+    let all = tokenizer.added_token_configs().iter().all(|added| added.special);
+    let policy = if all { AddedTokenPolicy::None } else { AddedTokenPolicy::SkipSpecial };
+    Ok(Box::new(Fast { tokenizer, policy }))
 }
 
 fn open_hf(bytes: &[u8]) -> Result<Box<tokenizers::Tokenizer>> {
@@ -182,9 +195,9 @@ fn open_hf(bytes: &[u8]) -> Result<Box<tokenizers::Tokenizer>> {
 }
 
 /// The first place where the two give other ids.
-fn compare(fast: &fastokens::Tokenizer, hf: &tokenizers::Tokenizer, sample: &[&str]) -> Result<Option<String>> {
+fn compare(fast: &Fast, hf: &tokenizers::Tokenizer, sample: &[&str]) -> Result<Option<String>> {
     for text in SAMPLE.split("\n----\n").chain(sample.iter().copied()) {
-        let ours = encode_fast(fast, text)?;
+        let ours = fast.encode(text)?;
         let theirs = hf.encode_fast(text, false).map_err(|e| Error::input(e.to_string()))?;
         let theirs = theirs.get_ids();
         if ours != theirs {
