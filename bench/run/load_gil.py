@@ -7,6 +7,9 @@
 The thread is bound to one CPU; the loader, with every thread and process of its own, to another, so that
 what is left to fight over is the lock (and the memory bus, which `other` has too). Windows of the three are
 interleaved; `gil_slowdown` is how much longer a unit of work takes in `same` than in `other`.
+
+The consumer takes a batch every `STEP_S`, as training does, and not as fast as it can: two threads that both
+want the lock all the time would measure the interpreter, whatever the loader.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ Job = Mapping[str, Any]
 Make = Callable[[Job], Any]
 WINDOW_S = 0.2
 WINDOWS = 5  # of each kind
+STEP_S = 0.02  # between batches
 UNIT_LOOPS = 20_000  # of a unit of work: about a millisecond of pure Python
 END_S = 1  # for a consumer to end by itself: its process is ended after that
 SETTLE_S = 0.05  # after a loader is let go or held, before a window begins
@@ -74,7 +78,7 @@ class Consumer(threading.Thread):
                         self.go.wait()
                         int(np.asarray(batch).sum(dtype=np.int64))
                         self.batches += 1
-                        if self.stop.is_set():
+                        if self.stop.wait(STEP_S):
                             break
         except Exception as error:  # told by the thread that waits
             self.error = f"{type(error).__name__}: {error}"
