@@ -186,7 +186,8 @@ def test_every_suite_is_planned(name: str, device: str) -> None:
     suite, _ = suites.load(name)
     plan = planning.make(suite, devices.known(device), check_installed=False)
     assert plan.cases
-    assert plan.groups, "every case is skipped"
+    elsewhere = suite.device == "cpu" and device != "cpu"  # loaders run on the host, whatever is beside it
+    assert bool(plan.groups) != elsewhere, "every case is skipped"
     assert len(set(ids(plan))) == len(plan.cases)
 
 

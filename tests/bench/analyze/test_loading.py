@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from bench import store
@@ -93,4 +95,5 @@ def analyze_load_only_notes(analysis: Analysis) -> list[str]:
         def rows(self, name: str) -> list[dict[str, object]]:
             return []
 
-    return notes.notes(Empty(), analysis.cases, analysis.comparisons, analysis.loading)  # type: ignore[arg-type]
+    empty: Any = Empty()
+    return notes.notes(empty, analysis.cases, analysis.comparisons, analysis.loading)

@@ -100,12 +100,12 @@ def value(warmup: bool, steps: int = 4) -> dict[str, Any]:
 
 
 def test_a_worker_that_is_done_has_done_its_job() -> None:
-    job = {"kind": "timed", "values": 2, "steps_per_value": 4}
+    job = {"kind": "timed", "values": 2, "steps_per_value": 4, "workload": "train/gpt-tiny"}
     assert observe.shortfall(job, [value(True), value(False), value(False)]) == ""
-    assert observe.shortfall(job, [value(True), value(False)]) == "ended after 1 of 2 values"
-    assert observe.shortfall(job, [value(False)] * 3) == "ended after 3 of 2 values"
+    assert observe.shortfall(job, [value(True), value(False)]) == "crash: ended after 1 of 2 values"
+    assert observe.shortfall(job, [value(False)] * 3) == "crash: ended after 3 of 2 values"
     wrong = [value(True, 5), value(False), value(False)]
-    assert observe.shortfall(job, wrong) == "values of 5 steps instead of 4"
+    assert observe.shortfall(job, wrong) == "crash: values of 5 steps instead of 4"
     assert observe.shortfall({**job, "kind": "parity"}, []) == ""
 
 

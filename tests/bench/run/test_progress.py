@@ -28,7 +28,7 @@ def bar(monkeypatch: pytest.MonkeyPatch) -> progress.Progress:
 
 def test_time_left_comes_from_the_plan_then_from_what_was_seen(bar: progress.Progress) -> None:
     assert bar.expected("gate", "a") == 60 and bar.expected("round", "b") == 5
-    assert bar.left == {"gate": 2, "round": 4}
+    assert bar.left == {"gate": 2, "round": 4, "details": 0}
     assert bar.seconds_left() == 2 * (60 + 30) / 2 + 4 * (10 + 5) / 2
     bar.advance("gate", "a")
     assert bar.seconds_left() == 1 * 10 + 4 * 7.5
@@ -37,7 +37,7 @@ def test_time_left_comes_from_the_plan_then_from_what_was_seen(bar: progress.Pro
     bar.advance("gate", "b")
     assert bar.seconds_left() == 0
     bar.advance("gate", "b")  # more than planned: never negative
-    assert bar.left == {"gate": 0, "round": 0}
+    assert bar.left == {"gate": 0, "round": 0, "details": 0}
 
 
 def test_plain_lines_without_a_terminal(bar: progress.Progress, capsys: pytest.CaptureFixture[str]) -> None:

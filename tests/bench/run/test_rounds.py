@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench import domains
 from bench import plan as planning
-from bench.run import gate, isolate, rounds
+from bench.run import gate, isolate, load_details, rounds
 
 slugs = st.text("abcxyz019-.", min_size=1, max_size=30)
 
@@ -100,11 +101,15 @@ def test_how_it_ends(
 
     monkeypatch.setattr(rounds, "run_round", work)
     monkeypatch.setattr(gate, "run_gate", work)
+    monkeypatch.setattr(load_details, "run_details", work)
+    domain = {"gate:g": domains.DOMAINS["train"], "details:g": domains.DOMAINS["load"]}
+    monkeypatch.setattr(rounds, "domain_of", lambda out, name: domain[name])
     assert rounds.main(["out", "s1.g.r0.0"]) == code
     assert rounds.main(["out", "gate:g"]) == code
-    assert called == [(Path("out"), "s1.g.r0.0"), (Path("out"), "g")]
+    assert rounds.main(["out", "details:g"]) == code
+    assert called == [(Path("out"), "s1.g.r0.0"), (Path("out"), "g"), (Path("out"), "g")]
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert said == ([{"event": "disk", "reason": raised.strerror}] * 2 if code == 5 else [])
+    assert said == ([{"event": "disk", "reason": raised.strerror}] * 3 if code == 5 else [])
 
 
 def test_a_missing_file_is_not_a_full_disk(process: None, tmp_path: Path) -> None:
