@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let opened = begin.elapsed();
     let (mut batches, mut sum, mut padding) = (0u64, 0i64, 0u64);
     let mut first = Duration::ZERO;
-    while let Some(Some(batch)) = loader.next(Duration::from_secs(60))? {
+    while let Some(batch) = loader.take()? {
         if batches == 0 {
             first = begin.elapsed();
         }
@@ -45,7 +45,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         100.0 * padding as f64 / tokens,
         opened.as_secs_f64() * 1e3,
         first.as_secs_f64() * 1e3,
-        tokens / (total - first).as_secs_f64() / 1e6,
+        tokens / total.saturating_sub(first).as_secs_f64() / 1e6,
         tokens / total.as_secs_f64() / 1e6,
     );
     for (stage, name) in Stage::ALL.into_iter().zip(STAGES) {

@@ -1,11 +1,12 @@
 //! Batch memory: aligned to 64 bytes (JAX aliases no other), recycled when its last user lets go, and, where
 //! asked for, registered with CUDA so that copies to a device need no staging.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, Result};
+use crate::sync::lock;
 
 /// Alignment of every buffer, bytes.
 pub const ALIGNMENT: usize = 64;
@@ -27,8 +28,11 @@ impl Buffer {
     fn new(length: usize, pinning: Option<&Arc<Pinning>>) -> Result<Self> {
         let layout = Self::layout(length);
         // SAFETY: the layout has a size above zero.
+        #[expect(clippy::cast_ptr_alignment, reason = "the layout asks for more than an i32 needs")]
         let raw = unsafe { alloc_zeroed(layout) }.cast::<i32>();
-        let Some(pointer) = NonNull::new(raw) else { handle_alloc_error(layout) };
+        let Some(pointer) = NonNull::new(raw) else {
+            return Err(Error::input(format!("no memory for a batch of {} bytes", layout.size())));
+        };
         let mut buffer = Self { pointer, length, pinned: None };
         if let Some(pinning) = pinning {
             pinning.register(&buffer)?;
@@ -81,7 +85,7 @@ impl Pool {
 
     /// A buffer with arbitrary content.
     pub fn take(self: &Arc<Self>) -> Result<Lease> {
-        let waiting = self.free.lock().expect("no thread panics here").pop();
+        let waiting = lock(&self.free).pop();
         let buffer = match waiting {
             Some(buffer) => buffer,
             None => Buffer::new(self.length, self.pinning.as_ref())?,
@@ -100,19 +104,19 @@ pub struct Lease {
 impl Lease {
     /// Its numbers.
     pub fn as_slice(&self) -> &[i32] {
-        self.buffer.as_ref().expect("there until dropped").as_slice()
+        self.buffer.as_ref().map_or(&[], Buffer::as_slice) // there until it is dropped
     }
 
     /// Its numbers, to be written.
     pub fn as_mut_slice(&mut self) -> &mut [i32] {
-        self.buffer.as_mut().expect("there until dropped").as_mut_slice()
+        self.buffer.as_mut().map_or(&mut [], Buffer::as_mut_slice)
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         let Some(buffer) = self.buffer.take() else { return };
-        let mut free = self.pool.free.lock().expect("no thread panics here");
+        let mut free = lock(&self.pool.free);
         if free.len() < self.pool.most {
             free.push(buffer);
         }

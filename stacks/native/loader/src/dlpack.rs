@@ -1,4 +1,4 @@
-//! DLPack's C structures (dmlc/dlpack, version 1.0), for int32 host memory.
+//! `DLPack`'s C structures (dmlc/dlpack, version 1.0), for int32 host memory.
 
 use std::ffi::c_void;
 

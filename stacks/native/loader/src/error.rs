@@ -18,6 +18,8 @@ pub enum Kind {
     Changed,
     /// Use from a forked process, or after `close`.
     Misuse,
+    /// A panic: a defect of this crate, or of one that it uses.
+    Bug,
 }
 
 /// An error with its place.

@@ -4,11 +4,10 @@
 //! and any depth of prefetch, sharded without overlap, and resumed exactly from a small state.
 //!
 //! ```no_run
-//! use std::time::Duration;
 //! use stackbench_loader::{Config, Loader};
 //!
 //! let loader = Loader::new(Config::new("corpus/", "tokenizer.json", 8, 2048))?;
-//! while let Some(Some(batch)) = loader.next(Duration::from_secs(60))? {
+//! while let Some(batch) = loader.take()? {
 //!     let tokens: &[i32] = batch.tokens.as_slice(); // [8, 2049], row after row
 //! }
 //! # Ok::<(), stackbench_loader::Error>(())
@@ -33,6 +32,7 @@ mod source;
 mod stats;
 mod stop;
 mod store;
+mod sync;
 mod tokenize;
 mod tokenizer;
 
@@ -41,10 +41,12 @@ pub use error::{Error, Kind, Result};
 pub use loader::{Config, Indexed, Loader, Opened, SourceConfig, State, states_from_json};
 pub use pack::{Batch, Data, LaneState, Position};
 pub use permutation::Permutation;
+pub use pipeline::Next;
 pub use segment::OnError;
 pub use shards::{Header, Writer};
 pub use source::{Format, Manifest, Shuffle};
 pub use stats::{STAGES, Stage, Stats, thread_cpu_ns};
+pub use stop::Stop;
 pub use store::Patience;
 pub use tokenize::tokenize;
 pub use tokenizer::{Engine, Tokenizer};

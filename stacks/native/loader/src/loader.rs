@@ -12,18 +12,22 @@ use crate::buffer::{Pinning, Pool};
 use crate::error::{Error, Kind, Result};
 use crate::pack::{Batch, LaneState, Pools, Position, Shape, running_weights};
 use crate::permutation::key;
-use crate::pipeline::Shared;
+use crate::pipeline::{Next, Shared};
 use crate::segment::{Common, OnError};
 use crate::source::{Format, Opening, Shuffle, Source};
 use crate::stats::Stats;
 use crate::stop::Stop;
 use crate::store::Patience;
+use crate::sync::lock;
 use crate::tokenizer::{Engine, Tokenizer};
 
 const VERSION: u32 = 1;
 /// A segment holds this many rows or more, so that the row that is filled up is at most 0.5 % of it.
 const ROWS_A_SEGMENT: u64 = 160;
 const BYTES_A_TOKEN: u64 = 4;
+const LARGEST_SEGMENT: u64 = 1 << 30;
+/// No number of a state is as large: what is counted with them stays far from overflow.
+const LARGEST_COUNT: u64 = 1 << 38;
 
 /// One of the sources that are mixed.
 #[derive(Clone, Debug)]
@@ -125,26 +129,45 @@ impl Config {
         }
     }
 
+    fn lane_count(&self) -> u64 {
+        self.lanes.unwrap_or(self.world_size)
+    }
+
+    /// Bytes of text a segment: enough rows that filling up the last one costs little.
+    fn segment_size(&self) -> u64 {
+        let least = ROWS_A_SEGMENT * BYTES_A_TOKEN * (self.sequence as u64 + 1);
+        self.segment_bytes.unwrap_or_else(|| least.clamp(1 << 20, LARGEST_SEGMENT))
+    }
+
     fn check(&self) -> Result<()> {
-        let lanes = self.lanes.unwrap_or(self.world_size);
-        let wrong = |what: &str| Err(Error::input(what.to_owned()));
-        if self.batch == 0 || self.sequence == 0 {
-            return wrong(&format!("batch {} x sequence {}: valid: at least 1", self.batch, self.sequence));
-        }
-        if self.batch.checked_mul(self.sequence + 1).is_none_or(|n| n > (1 << 40)) {
-            return wrong(&format!("batch {} x sequence {} fits into no memory", self.batch, self.sequence));
+        let lanes = self.lane_count();
+        let wrong = |what: String| Err(Error::input(what));
+        let (batch, sequence) = (self.batch, self.sequence);
+        if batch == 0 || sequence == 0 || sequence > 1 << 24 || batch.saturating_mul(sequence + 1) > 1 << 32 {
+            return wrong(format!(
+                "batch {batch} x sequence {sequence}: valid: at least 1, a sequence up to 2^24, 2^32 tokens a batch"
+            ));
         }
         if self.rank >= self.world_size {
-            return wrong(&format!("rank {} of world_size {}: valid: 0 to world_size - 1", self.rank, self.world_size));
+            return wrong(format!("rank {} of world_size {}: valid: 0 to world_size - 1", self.rank, self.world_size));
         }
-        if lanes == 0 || !lanes.is_multiple_of(self.world_size) {
-            return wrong(&format!("lanes {lanes}: valid: a multiple of world_size {}", self.world_size));
+        if lanes == 0 || !lanes.is_multiple_of(self.world_size) || lanes > 1 << 20 {
+            return wrong(format!("lanes {lanes}: valid: a multiple of world_size {} up to 2^20", self.world_size));
         }
         if self.sources.is_empty() {
-            return wrong("no source; valid: a path, a URL, several of them, or a mapping of path to weight");
+            return wrong("no source; valid: a path, a URL, several of them, or a mapping of path to weight".into());
         }
-        if self.depth == 0 || self.epochs == Some(0) {
-            return wrong("depth and epochs are at least 1");
+        if self.depth == 0 || self.depth > 1 << 16 || self.epochs == Some(0) {
+            return wrong(format!(
+                "depth {}, epochs {:?}: valid: at least 1, depth up to 2^16",
+                self.depth, self.epochs
+            ));
+        }
+        if self.threads > 4096 {
+            return wrong(format!("threads {}: valid: 0 (all there are) to 4096", self.threads));
+        }
+        if self.segment_bytes.is_some_and(|bytes| !(1..=LARGEST_SEGMENT).contains(&bytes)) {
+            return wrong(format!("segment_bytes {:?}: valid: 1 to {LARGEST_SEGMENT}", self.segment_bytes));
         }
         Ok(())
     }
@@ -165,6 +188,9 @@ pub struct State {
 
 impl State {
     /// As JSON, for a checkpoint.
+    ///
+    /// # Panics
+    /// Never: it is plain data.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("plain data")
     }
@@ -198,16 +224,16 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// Opens them, and checks all that can be checked before the first document is read.
-    pub fn new(config: &Config) -> Result<Self> {
+    /// Opens them, and checks all that can be checked before the first document is read; `stop` ends it.
+    pub fn new(config: &Config, stop: &Stop) -> Result<Self> {
         config.check()?;
-        let stop = Stop::default();
-        let lanes = config.lanes.unwrap_or(config.world_size);
-        let least = ROWS_A_SEGMENT * BYTES_A_TOKEN * (config.sequence as u64 + 1);
-        let segment_bytes = config.segment_bytes.unwrap_or_else(|| least.max(1 << 20));
-        let sources = open_sources(config, segment_bytes, &stop)?;
+        let (lanes, segment_bytes) = (config.lane_count(), config.segment_size());
+        let sources = open_sources(config, segment_bytes, stop)?;
         for source in &sources {
             let blocks = source.blocks();
+            if blocks == 0 {
+                return Err(Error::input("no document in this source").in_file(&source.url));
+            }
             if blocks < lanes {
                 let message = format!(
                     "{blocks} blocks for {lanes} lanes: a lane would have none; valid: fewer lanes, a smaller \
@@ -216,12 +242,12 @@ impl Opened {
                 return Err(Error::input(message).in_file(&source.url));
             }
         }
-        let tokenizer = open_tokenizer(config, &sources, &stop)?;
+        let tokenizer = open_tokenizer(config, &sources, stop)?;
         let (end, hash) = match &tokenizer {
             Some(tokenizer) => (tokenizer.end, tokenizer.hash.clone()),
             None => shard_identity(&sources)?,
         };
-        let identity = identity(config, &sources, &hash, lanes, segment_bytes);
+        let identity = identity(config, &sources, &hash, end, lanes, segment_bytes);
         let pinning = config.pinned.as_deref().map(|path| Pinning::open((!path.is_empty()).then_some(path)));
         Ok(Self {
             sources,
@@ -233,12 +259,10 @@ impl Opened {
         })
     }
 
-    /// Builds manifests and indexes in the configuration's cache, without a tokenizer.
-    pub fn index(config: &Config) -> Result<Indexed> {
+    /// Builds manifests and indexes in the configuration's cache, without a tokenizer; `stop` ends it.
+    pub fn index(config: &Config, stop: &Stop) -> Result<Indexed> {
         config.check()?;
-        let least = ROWS_A_SEGMENT * BYTES_A_TOKEN * (config.sequence as u64 + 1);
-        let sources =
-            open_sources(config, config.segment_bytes.unwrap_or_else(|| least.max(1 << 20)), &Stop::default())?;
+        let sources = open_sources(config, config.segment_size(), stop)?;
         let manifests: Vec<&str> = sources.iter().map(|source| source.manifest.hash.as_str()).collect();
         Ok(Indexed {
             manifest: manifests.join(" "),
@@ -301,13 +325,13 @@ pub struct Loader {
 impl Loader {
     /// Opens sources and tokenizer, and starts the threads.
     pub fn new(config: Config) -> Result<Self> {
-        Self::start(Opened::new(&config)?, config, &[])
+        Self::open(config, &[], &Stop::default())
     }
 
-    /// Opens sources and tokenizer, and goes on where states say: one state where the world size is the same,
-    /// else those of all ranks, taken after the same number of batches.
-    pub fn resume(config: Config, states: &[State]) -> Result<Self> {
-        Self::start(Opened::new(&config)?, config, states)
+    /// Opens sources and tokenizer, and goes on where states say: none, one where the world size is the same,
+    /// else those of all ranks, taken after the same number of batches. `stop` ends the opening.
+    pub fn open(config: Config, states: &[State], stop: &Stop) -> Result<Self> {
+        Self::start(Opened::new(&config, stop)?, config, states)
     }
 
     /// Another loader on the same open sources and tokenizer, which goes on where states say.
@@ -328,30 +352,52 @@ impl Loader {
                 .spawn(move || shared.work())
                 .map_err(|e| Error::new(Kind::Io, format!("cannot start a thread: {e}")))
         };
-        let threads = (0..config.thread_count()).map(start).collect::<Result<Vec<_>>>()?;
+        let count = config.thread_count();
         let process = std::process::id();
-        Ok(Self { opened, shared, threads: Mutex::new(threads), delivered: Mutex::new(state), config, process })
+        let loader = Self {
+            opened,
+            shared: shared.clone(),
+            threads: Mutex::default(),
+            delivered: Mutex::new(state),
+            config,
+            process,
+        };
+        for number in 0..count {
+            let thread = start(number)?; // where one cannot be started, the others end with `loader`
+            lock(&loader.threads).push(thread);
+        }
+        Ok(loader)
     }
 
-    /// The next batch of this rank: `Some(None)` at the end, None when `patience` has passed first. Equal for
-    /// any number of threads and any depth.
-    pub fn next(&self, patience: Duration) -> Result<Option<Option<Batch>>> {
+    /// The next batch of this rank; waits as long as `patience`. Equal for any number of threads and any depth.
+    pub fn next(&self, patience: Duration) -> Result<Next> {
         self.check_process()?;
-        if self.shared.common.stop.is_set() {
-            return Err(Error::new(Kind::Misuse, "the loader was closed"));
-        }
         let answer = self.shared.next(Instant::now() + patience)?;
-        if let Some(Some(batch)) = &answer {
-            let mut state = self.delivered.lock().expect("no thread panics here");
+        if let Next::Batch(batch) = &answer {
+            let mut state = lock(&self.delivered);
             state.delivered += self.config.world_size;
-            state.lanes.insert(batch.lane, batch.state.clone());
+            let lane = state.lanes.entry(batch.lane).or_default();
+            if lane.batches < batch.state.batches {
+                *lane = batch.state.clone(); // two callers at once may come here in the other order
+            }
         }
         Ok(answer)
     }
 
+    /// The next batch of this rank, or None after the last, however long it takes.
+    pub fn take(&self) -> Result<Option<Batch>> {
+        loop {
+            match self.next(Duration::from_secs(60))? {
+                Next::Batch(batch) => return Ok(Some(batch)),
+                Next::End => return Ok(None),
+                Next::Late => {}
+            }
+        }
+    }
+
     /// What has been delivered so far.
     pub fn state(&self) -> State {
-        self.delivered.lock().expect("no thread panics here").clone()
+        lock(&self.delivered).clone()
     }
 
     /// Its configuration.
@@ -371,7 +417,7 @@ impl Loader {
 
     /// Batches that are ready.
     pub fn waiting(&self) -> usize {
-        self.shared.waiting()
+        self.check_process().map_or(0, |()| self.shared.waiting())
     }
 
     /// Ends and joins the threads. Nothing can be delivered afterwards; the state can still be taken.
@@ -380,13 +426,14 @@ impl Loader {
             return; // a forked child has no threads of ours to join
         }
         self.shared.stop();
-        let threads = std::mem::take(&mut *self.threads.lock().expect("no thread panics here"));
+        let threads = std::mem::take(&mut *lock(&self.threads));
         for thread in threads {
             let _ = thread.join();
         }
     }
 
-    fn check_process(&self) -> Result<()> {
+    /// Refuses a forked child, which has a copy of this loader and none of its threads.
+    pub fn check_process(&self) -> Result<()> {
         if std::process::id() == self.process {
             return Ok(());
         }
@@ -448,7 +495,7 @@ fn shard_identity(sources: &[Arc<Source>]) -> Result<(u32, String)> {
     let mut found: Option<(u32, String)> = None;
     for source in sources.iter().filter(|source| source.manifest.format == Format::Tokens) {
         for file in &source.manifest.files {
-            let directory = std::path::Path::new(&file.name).parent().expect("a file has a directory");
+            let directory = std::path::Path::new(&file.name).parent().unwrap_or(std::path::Path::new(""));
             let header = crate::shards::header(directory)?;
             let this = (header.end, header.tokenizer);
             if found.as_ref().is_some_and(|first| *first != this) {
@@ -461,14 +508,22 @@ fn shard_identity(sources: &[Arc<Source>]) -> Result<(u32, String)> {
 }
 
 /// Everything that decides what a batch holds. Threads, depth and ranks do not.
-fn identity(config: &Config, sources: &[Arc<Source>], tokenizer: &str, lanes: u64, segment_bytes: u64) -> String {
+fn identity(
+    config: &Config,
+    sources: &[Arc<Source>],
+    tokenizer: &str,
+    end: u32,
+    lanes: u64,
+    segment_bytes: u64,
+) -> String {
     let mut hasher = blake3::Hasher::new();
     for (source, choice) in sources.iter().zip(&config.sources) {
         hasher.update(source.manifest.hash.as_bytes());
+        hasher.update(format!("{:?}", source.manifest.format).as_bytes());
         hasher.update(&choice.weight.to_le_bytes());
     }
     let choices = format!(
-        "{tokenizer} {} {} {} {:?} {lanes} {segment_bytes} {:?} {:?} {:?}",
+        "{tokenizer} {end} {} {} {} {:?} {lanes} {segment_bytes} {:?} {:?} {:?}",
         config.batch,
         config.sequence,
         config.seed,
@@ -509,6 +564,13 @@ fn begin(config: &Config, states: &[State], lanes: u64, identity: &str) -> Resul
                 "states of different moments: {} and {} batches delivered; valid: states of all ranks after the same step",
                 first.delivered, given.delivered
             )));
+        }
+        let sound = |at: &LaneState| {
+            let numbers = at.sources.iter().flat_map(|p| [p.epoch, p.turn, p.segment, p.row]);
+            at.sources.len() == config.sources.len() && numbers.chain([at.batches, at.rows]).all(|n| n < LARGEST_COUNT)
+        };
+        if given.delivered >= LARGEST_COUNT || !given.lanes.values().all(sound) {
+            return Err(Error::input("the state is damaged: a number in it is none that a loader writes"));
         }
         known.extend(given.lanes.iter().map(|(lane, at)| (*lane, at)));
     }

@@ -77,11 +77,7 @@ impl Data {
     pub fn as_slice(&self) -> &[i32] {
         match self {
             Self::Pooled(lease) => lease.as_slice(),
-            Self::Mapped { map, start, count } => {
-                let bytes = &map[4 * start..4 * (start + count)];
-                // SAFETY: as in `Tokens::as_slice`.
-                unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast::<i32>(), *count) }
-            }
+            Self::Mapped { map, start, count } => crate::shards::numbers(map, *start, *count),
         }
     }
 }
@@ -136,15 +132,50 @@ pub enum Packed {
 
 struct Current {
     position: Position,
-    segment: Segment,
+    segment: Result<Segment>,
 }
 
-#[derive(Default)]
 struct Queue {
     waiting: VecDeque<Current>,
     next: Position,
     ended: bool,
     used: u64,
+    /// The epoch that is read, the rows it has given, and whether it is read from its start.
+    epoch: u64,
+    epoch_rows: u64,
+    epoch_whole: bool,
+}
+
+impl Queue {
+    fn from(next: Position) -> Self {
+        let whole = Position { epoch: 0, ..next } == Position::default();
+        Self {
+            waiting: VecDeque::new(),
+            next,
+            ended: false,
+            used: 0,
+            epoch: next.epoch,
+            epoch_rows: 0,
+            epoch_whole: whole,
+        }
+    }
+
+    /// Refuses to look for ever at a source that gives nothing.
+    fn begin(&mut self, epoch: u64) -> Result<()> {
+        if epoch == self.epoch {
+            return Ok(());
+        }
+        if self.epoch_whole && self.epoch_rows == 0 {
+            return Err(barren());
+        }
+        (self.epoch, self.epoch_rows, self.epoch_whole) = (epoch, 0, true);
+        Ok(())
+    }
+}
+
+/// A lane whose part of a source holds not one document.
+pub fn barren() -> Error {
+    Error::data("a lane read a whole epoch and found no text: all its documents are empty, or were left out")
 }
 
 struct Partial {
@@ -169,12 +200,12 @@ pub struct Packer {
 impl Packer {
     /// From where a lane stands.
     pub fn new(lane: u64, state: &LaneState) -> Self {
-        let queues = state.sources.iter().map(|next| Queue { next: *next, ..Queue::default() }).collect();
+        let queues = state.sources.iter().map(|next| Queue::from(*next)).collect();
         Self { lane, batches: state.batches, rows: state.rows, queues, partial: None, ended: false }
     }
 
-    /// The next segment of a source, in order.
-    pub fn push(&mut self, source: usize, position: Position, segment: Segment) {
+    /// The next segment of a source, in order; an error is one when a row of it is wanted.
+    pub fn push(&mut self, source: usize, position: Position, segment: Result<Segment>) {
         self.queues[source].waiting.push_back(Current { position, segment });
     }
 
@@ -203,7 +234,7 @@ impl Packer {
         shape.weights.iter().position(|limit| draw < *limit).unwrap_or(self.queues.len() - 1)
     }
 
-    /// The next batch, as far as the segments reach.
+    /// The next batch, as far as the segments reach. After an error there is none.
     pub fn pack(&mut self, shape: &Shape, pools: &Pools) -> Result<Packed> {
         if self.ended {
             return Ok(Packed::End);
@@ -221,11 +252,22 @@ impl Packer {
                     _ => Ok(Packed::End),
                 };
             };
-            let tokens = current.segment.tokens.as_slice().len();
-            let start = current.position.row as usize * shape.row;
+            let position = current.position;
+            let segment = match &current.segment {
+                Ok(segment) => segment,
+                Err(error) => {
+                    self.ended = true;
+                    return Err(error.clone());
+                }
+            };
+            let tokens = segment.tokens.as_slice().len();
+            let start = position.row as usize * shape.row;
+            if let Err(error) = queue.begin(position.epoch) {
+                self.ended = true;
+                return Err(error);
+            }
             if start >= tokens {
-                let done = current.position;
-                queue.next = Position { segment: done.segment + 1, row: 0, ..done };
+                queue.next = Position { segment: position.segment + 1, row: 0, ..position };
                 queue.used += 1;
                 queue.waiting.pop_front();
                 continue;
@@ -236,18 +278,20 @@ impl Packer {
             {
                 return Ok(Packed::Batch(Box::new(batch)));
             }
-            if self.partial.is_none() {
-                self.partial = Some(Partial::new(shape, pools)?);
-            }
-            let partial = self.partial.as_mut().expect("made above");
+            let partial = match &mut self.partial {
+                Some(partial) => partial,
+                none => none.insert(Partial::new(shape, pools)?),
+            };
             let queue = &mut self.queues[source];
-            let current = queue.waiting.front_mut().expect("seen above");
-            partial.add(&current.segment, start, shape);
-            current.position.row += 1;
-            queue.next = current.position;
+            let Some(Current { position, segment: Ok(segment) }) = queue.waiting.front_mut() else { continue };
+            partial.add(segment, start, shape);
+            position.row += 1;
+            queue.next = *position;
+            queue.epoch_rows += 1;
             self.rows += 1;
-            if partial.rows == shape.batch {
-                let partial = self.partial.take().expect("made above");
+            if partial.rows == shape.batch
+                && let Some(partial) = self.partial.take()
+            {
                 return Ok(Packed::Batch(Box::new(self.finish(partial, shape))));
             }
         }
@@ -256,17 +300,18 @@ impl Packer {
     /// A whole batch that lies in a mapped shard as it is.
     fn view(&mut self, shape: &Shape, pools: &Pools, start: usize) -> Result<Option<Batch>> {
         let queue = &mut self.queues[0];
-        let current = queue.waiting.front_mut().expect("the caller has seen it");
         let count = shape.batch * shape.row;
-        let Tokens::Mapped { map, start: origin, count: tokens } = &current.segment.tokens else { return Ok(None) };
+        let Some(Current { position, segment: Ok(segment) }) = queue.waiting.front_mut() else { return Ok(None) };
+        let Tokens::Mapped { map, start: origin, count: tokens } = &segment.tokens else { return Ok(None) };
         if shape.positions || shape.segments || start + count > *tokens {
             return Ok(None);
         }
         let data = Data::Mapped { map: map.clone(), start: origin + start, count };
         let mut lengths = pools.small.take()?;
         lengths.as_mut_slice().fill(shape.row as i32);
-        current.position.row += shape.batch as u64;
-        queue.next = current.position;
+        position.row += shape.batch as u64;
+        queue.next = *position;
+        queue.epoch_rows += shape.batch as u64;
         self.rows += shape.batch as u64;
         Ok(Some(Batch {
             tokens: data,
@@ -283,12 +328,12 @@ impl Packer {
         for _ in partial.rows..shape.batch {
             partial.fill_row(shape);
         }
-        let share = |lease: Lease| Data::Pooled(Arc::new(lease));
+        let data = |lease: Lease| Data::Pooled(Arc::new(lease));
         Batch {
-            tokens: share(partial.tokens),
-            positions: partial.positions.map(share),
-            segments: partial.segments.map(share),
-            lengths: share(partial.lengths),
+            tokens: data(partial.tokens),
+            positions: partial.positions.map(data),
+            segments: partial.segments.map(data),
+            lengths: data(partial.lengths),
             lane: self.lane,
             padding: partial.padding,
             state: self.advance(),
@@ -321,9 +366,9 @@ impl Partial {
         self.padding += (shape.row - count) as u64;
         if self.positions.is_some() || self.segments.is_some() {
             let first = segment.ends.partition_point(|end| *end as usize <= start);
-            let ends = segment.ends[first..].iter().map(|end| *end as usize - start);
             let mut begin = 0;
-            for (number, end) in ends.enumerate() {
+            for (number, end) in segment.ends[first..].iter().enumerate() {
+                let end = *end as usize - start;
                 if begin >= count {
                     break;
                 }
@@ -385,8 +430,9 @@ mod tests {
         Pools { large: Pool::new(shape.batch * shape.row, 4, None), small: Pool::new(shape.batch, 4, None) }
     }
 
-    fn segment(tokens: &[i32], ends: &[u32]) -> Segment {
-        Segment { tokens: Tokens::Owned(Arc::new(tokens.to_vec())), ends: ends.to_vec() }
+    #[expect(clippy::unnecessary_wraps, reason = "as `push` takes it")]
+    fn segment(tokens: &[i32], ends: &[u32]) -> Result<Segment> {
+        Ok(Segment { tokens: Tokens::Owned(Arc::new(tokens.to_vec())), ends: ends.to_vec() })
     }
 
     fn batch(packer: &mut Packer, shape: &Shape, pools: &Pools) -> Batch {
@@ -438,5 +484,32 @@ mod tests {
         let ones: i32 = (0..4000).map(|_| batch(&mut packer, &shape, &pools).tokens.as_slice()[0]).sum();
         assert!((900..1100).contains(&ones), "{ones}");
         assert!(running_weights(&[1.0, 0.0]).is_err());
+    }
+
+    #[test]
+    fn an_error_comes_where_its_rows_are_wanted_and_not_before() {
+        let shape =
+            Shape { weights: running_weights(&[1.0, 1e-9]).unwrap(), positions: false, segments: false, ..shape(1, 2) };
+        let pools = pools(&shape);
+        let mut packer = Packer::new(0, &LaneState { batches: 0, rows: 0, sources: vec![Position::default(); 2] });
+        packer.push(1, Position::default(), Err(Error::data("bad"))); // of the source that is hardly ever drawn
+        packer.push(0, Position::default(), segment(&[1, 2, 3, 4, 5, 9], &[6]));
+        let next = Position { turn: 1, ..Position::default() };
+        packer.push(0, next, Err(Error::data("worse")));
+        for _ in 0..3 {
+            batch(&mut packer, &shape, &pools);
+        }
+        assert_eq!(packer.pack(&shape, &pools).err().unwrap().message, "worse");
+        assert!(matches!(packer.pack(&shape, &pools), Ok(Packed::End)));
+    }
+
+    #[test]
+    fn an_epoch_without_a_row_is_an_error() {
+        let shape = shape(1, 2);
+        let pools = pools(&shape);
+        let mut packer = Packer::new(0, &LaneState { batches: 0, rows: 0, sources: vec![Position::default()] });
+        packer.push(0, Position::default(), segment(&[], &[]));
+        packer.push(0, Position { epoch: 1, ..Position::default() }, segment(&[], &[]));
+        assert!(packer.pack(&shape, &pools).err().unwrap().message.contains("no text"));
     }
 }

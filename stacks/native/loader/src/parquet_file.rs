@@ -1,6 +1,7 @@
 //! Parquet: row groups of one string column, read a segment at a time.
 
 use std::io::Read;
+use std::sync::{Arc, Mutex};
 
 use arrow_array::cast::AsArray;
 use arrow_array::{Array, RecordBatch};
@@ -8,15 +9,50 @@ use arrow_schema::DataType;
 use bytes::{Buf, Bytes};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
-use parquet::errors::Result as ParquetResult;
-use parquet::file::reader::ChunkReader;
+use parquet::errors::{ParquetError, Result as ParquetResult};
+use parquet::file::reader::{ChunkReader, Length};
 
 use crate::error::{Error, Result};
 use crate::store::File;
+use crate::sync::lock;
 
+const MOST_ROWS: u64 = 1 << 31;
 const CHUNK: usize = 8 << 10; // page headers are read this way; the pages themselves come through `get_bytes`
 
-impl ChunkReader for File {
+/// A file as the Parquet reader sees it; it remembers our own error, which the reader turns into text.
+#[derive(Clone, Debug)]
+pub struct Watched {
+    file: File,
+    failed: Arc<Mutex<Option<Error>>>,
+}
+
+impl Watched {
+    fn new(file: File) -> Self {
+        Self { file, failed: Arc::default() }
+    }
+
+    fn read(&self, start: u64, length: usize) -> Result<Bytes> {
+        let bytes = self.file.read(start, length);
+        if let Err(error) = &bytes {
+            lock(&self.failed).get_or_insert_with(|| error.clone());
+        }
+        bytes
+    }
+
+    /// Why reading failed: the file, or what is in it.
+    fn wrong(&self, error: &dyn std::fmt::Display) -> Error {
+        let ours = lock(&self.failed).clone();
+        ours.unwrap_or_else(|| Error::data(format!("not Parquet that can be read: {error}"))).in_file(self.file.name())
+    }
+}
+
+impl Length for Watched {
+    fn len(&self) -> u64 {
+        self.file.size()
+    }
+}
+
+impl ChunkReader for Watched {
     type T = HeaderReader;
 
     fn get_read(&self, start: u64) -> ParquetResult<Self::T> {
@@ -24,14 +60,14 @@ impl ChunkReader for File {
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> ParquetResult<Bytes> {
-        self.read(start, length).map_err(|error| parquet::errors::ParquetError::External(Box::new(error)))
+        self.read(start, length).map_err(|error| ParquetError::External(Box::new(error)))
     }
 }
 
 /// A file from a position on, in small pieces.
 #[derive(Debug)]
 pub struct HeaderReader {
-    file: File,
+    file: Watched,
     position: u64,
     bytes: Bytes,
 }
@@ -39,7 +75,7 @@ pub struct HeaderReader {
 impl Read for HeaderReader {
     fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
         if self.bytes.is_empty() {
-            let length = (self.file.size().saturating_sub(self.position) as usize).min(CHUNK);
+            let length = (self.file.len().saturating_sub(self.position) as usize).min(CHUNK);
             self.bytes = self.file.read(self.position, length).map_err(std::io::Error::other)?;
             self.position += length as u64;
         }
@@ -49,79 +85,89 @@ impl Read for HeaderReader {
     }
 }
 
-fn wrong(name: &str, error: &parquet::errors::ParquetError) -> Error {
-    if let parquet::errors::ParquetError::External(inner) = error
-        && let Some(ours) = inner.downcast_ref::<Error>()
-    {
-        return ours.clone().in_file(name);
-    }
-    Error::data(format!("not Parquet that can be read: {error}")).in_file(name)
-}
-
-fn builder(file: File, field: &str) -> Result<(ParquetRecordBatchReaderBuilder<File>, usize)> {
-    let name = file.name().to_owned();
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| wrong(&name, &e))?;
+fn builder(file: &Watched, field: &str) -> Result<(ParquetRecordBatchReaderBuilder<Watched>, usize)> {
+    let name = file.file.name();
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file.clone()).map_err(|e| file.wrong(&e))?;
     let schema = builder.parquet_schema();
     let index = schema.columns().iter().position(|column| column.path().string() == field);
     let Some(index) = index else {
         let have: Vec<String> = schema.columns().iter().map(|c| c.path().string()).collect();
         let message = format!("no column {field:?}; valid: {}", have.join(", "));
-        return Err(Error::input(message).in_file(&name));
+        return Err(Error::input(message).in_file(name));
     };
     let kind = builder.schema().field_with_name(field).map(|f| f.data_type().clone());
     match kind {
         Ok(DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View) => Ok((builder, index)),
-        other => Err(Error::input(format!("column {field:?} holds {other:?}, not text")).in_file(&name)),
+        Ok(other) => Err(Error::input(format!("column {field:?} holds {other}, not text")).in_file(name)),
+        Err(error) => Err(Error::input(error.to_string()).in_file(name)),
     }
 }
 
 /// (rows, bytes of the text column) of each row group, from the footer.
 pub fn groups(file: File, field: &str) -> Result<Vec<(u64, u64)>> {
-    let (builder, column) = builder(file, field)?;
-    Ok(builder
-        .metadata()
-        .row_groups()
-        .iter()
-        .map(|group| (group.num_rows() as u64, group.column(column).uncompressed_size() as u64))
-        .collect())
+    let file = Watched::new(file);
+    let (builder, column) = builder(&file, field)?;
+    let groups = builder.metadata().row_groups().iter().enumerate();
+    groups
+        .map(|(number, group)| {
+            let sizes = (group.num_rows(), group.column(column).uncompressed_size());
+            match (u64::try_from(sizes.0), u64::try_from(sizes.1)) {
+                (Ok(rows), Ok(bytes)) if rows <= MOST_ROWS => Ok((rows, bytes)),
+                _ => Err(file.wrong(&format!("{sizes:?} rows and bytes")).at(format!("row group {number}"))),
+            }
+        })
+        .collect()
 }
 
 /// One row group, a segment of rows at a time.
 #[derive(Debug)]
 pub struct GroupReader {
-    name: String,
+    file: Watched,
     group: usize,
     row: u64,
+    rows: u64,
     reader: ParquetRecordBatchReader,
 }
 
 impl GroupReader {
     /// From the first row of segment `segment` on, `rows` a segment.
     pub fn open(file: File, field: &str, group: usize, rows: u64, segment: u64) -> Result<Self> {
-        let name = file.name().to_owned();
-        let (builder, column) = builder(file, field)?;
+        let file = Watched::new(file);
+        let (builder, column) = builder(&file, field)?;
+        let place = format!("row group {group}");
+        if group >= builder.metadata().num_row_groups() {
+            return Err(file.wrong(&"there is no such row group").at(place));
+        }
         let mask = ProjectionMask::leaves(builder.parquet_schema(), [column]);
+        let row = rows.saturating_mul(segment);
+        let all = u64::try_from(builder.metadata().row_group(group).num_rows()).unwrap_or(0);
         let reader = builder
             .with_projection(mask)
             .with_row_groups(vec![group])
             .with_batch_size(rows as usize)
-            .with_offset((rows * segment) as usize)
+            .with_offset(row as usize)
             .build()
-            .map_err(|e| wrong(&name, &e).at(format!("row group {group}")))?;
-        Ok(Self { name, group, row: rows * segment, reader })
+            .map_err(|e| file.wrong(&e).at(place))?;
+        Ok(Self { file, group, row, rows: all, reader })
     }
 
     /// The rows of the next segment; None after the last.
     pub fn next(&mut self) -> Result<Option<RecordBatch>> {
-        let place = format!("row group {}, rows from {}", self.group, self.row);
         match self.reader.next() {
-            None => Ok(None),
+            None if self.row >= self.rows => Ok(None),
+            None => {
+                let place = format!("row group {}", self.group);
+                let message = format!("it has {} rows, and its footer says {}", self.row, self.rows);
+                self.rows = 0; // said once
+                Err(self.file.wrong(&message).at(place))
+            }
             Some(Ok(batch)) => {
                 self.row += batch.num_rows() as u64;
                 Ok(Some(batch))
             }
             Some(Err(error)) => {
-                Err(Error::data(format!("not Parquet that can be read: {error}")).in_file(&self.name).at(place))
+                let place = format!("row group {}, rows from {}", self.group, self.row);
+                Err(self.file.wrong(&error).at(place))
             }
         }
     }

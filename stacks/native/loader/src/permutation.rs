@@ -33,7 +33,10 @@ impl Permutation {
         Self { n, half_bits: bits.div_ceil(2), keys }
     }
 
-    /// Where `index` goes. Panics where `index >= n`.
+    /// Where `index` goes.
+    ///
+    /// # Panics
+    /// Where `index >= n`.
     #[must_use]
     pub fn at(&self, index: u64) -> u64 {
         assert!(index < self.n, "index {index} of a permutation of {}", self.n);

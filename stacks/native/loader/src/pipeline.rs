@@ -6,15 +6,16 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::error::{Error, Result};
-use crate::pack::{Batch, LaneState, Packed, Packer, Pools, Position, Shape};
+use crate::error::{Error, Kind, Result};
+use crate::pack::{Batch, LaneState, Packed, Packer, Pools, Position, Shape, barren};
 use crate::permutation::{Permutation, key};
-use crate::segment::{self, BlockReader, Common, OnError, Segment, Work};
+use crate::segment::{self, BlockReader, Common, Segment, Work};
 use crate::source::{Shuffle, Source};
 use crate::stats::Stage;
+use crate::sync::lock;
 use crate::tokenizer::Tokenizer;
 
 /// What all threads of a loader use.
@@ -43,6 +44,19 @@ pub struct Shared {
 struct State {
     lanes: Vec<Lane>,
     turn: usize,
+    /// That a thread panicked outside of reading and tokenizing.
+    failed: Option<Error>,
+}
+
+/// What waiting for a batch came to.
+#[derive(Debug)]
+pub enum Next {
+    /// A batch.
+    Batch(Batch),
+    /// There is none any more.
+    End,
+    /// The time is over.
+    Late,
 }
 
 struct Lane {
@@ -59,7 +73,7 @@ struct Stream {
     claimed: u64,
     handed: u64,
     used: u64,
-    done: BTreeMap<u64, Result<(Position, Segment)>>,
+    done: BTreeMap<u64, (Position, Result<Segment>)>,
     exhausted: bool,
 }
 
@@ -69,6 +83,8 @@ pub(crate) struct Cursor {
     source: usize,
     next: Position,
     reader: Option<(u64, BlockReader)>,
+    /// Whether the epoch was begun at its start, and has given no segment yet.
+    barren: bool,
 }
 
 /// A segment to be made.
@@ -88,7 +104,8 @@ impl Claim {
 impl Cursor {
     /// From a position on.
     pub(crate) fn new(lane: u64, source: usize, next: Position) -> Self {
-        Self { lane, source, next, reader: None }
+        let barren = Position { epoch: 0, ..next } == Position::default();
+        Self { lane, source, next, reader: None, barren }
     }
 
     /// The next segment's work; None where the epochs are over. An unreadable block is an error or, by
@@ -96,22 +113,21 @@ impl Cursor {
     pub(crate) fn next(&mut self, shared: &Shared) -> Result<Option<Claim>> {
         let source = &shared.sources[self.source];
         loop {
-            if shared.common.stop.is_set() {
-                return Ok(None);
-            }
-            if self.reader.is_none() {
-                let Some(block) = self.block(shared) else { return Ok(None) };
-                match BlockReader::open(source, source.block(block), self.next.segment, &shared.common) {
+            shared.common.stop.check()?;
+            let Some((block, reader)) = &mut self.reader else {
+                let Some(block) = self.block(shared)? else { return Ok(None) };
+                let (segment, common) = (self.next.segment, &shared.common);
+                match unless_it_panics(|| BlockReader::open(source, source.block(block), segment, common)) {
                     Ok(reader) => self.reader = Some((block, reader)),
                     Err(error) => self.leave(error, shared)?,
                 }
                 continue;
-            }
-            let (block, reader) = self.reader.as_mut().expect("opened above");
-            match reader.next() {
+            };
+            match unless_it_panics(|| reader.next()) {
                 Ok(Some(work)) => {
                     let claim = Claim { position: self.next, block: *block, work: Ok(work) };
                     self.next = Position { segment: self.next.segment + 1, row: 0, ..self.next };
+                    self.barren = false;
                     return Ok(Some(claim));
                 }
                 Ok(None) => self.next_block(),
@@ -126,28 +142,30 @@ impl Cursor {
     }
 
     fn leave(&mut self, error: Error, shared: &Shared) -> Result<()> {
-        if shared.common.on_error == OnError::Error {
-            return Err(error);
-        }
-        shared.common.stats.skip(&error);
+        segment::leave_out(error, &shared.common)?;
         self.next_block();
         Ok(())
     }
 
     /// The block at this turn, in the next epoch where this one is over; None after the last epoch.
-    fn block(&mut self, shared: &Shared) -> Option<u64> {
+    fn block(&mut self, shared: &Shared) -> Result<Option<u64>> {
         let blocks = shared.sources[self.source].blocks();
+        let mut over = false;
         if self.lane + self.next.turn * shared.lanes >= blocks {
             self.next = Position { epoch: self.next.epoch + 1, ..Position::default() };
+            over = true;
         }
         if shared.epochs.is_some_and(|epochs| self.next.epoch >= epochs) {
-            return None;
+            return Ok(None);
+        }
+        if over && std::mem::replace(&mut self.barren, true) {
+            return Err(barren());
         }
         let index = self.lane + self.next.turn * shared.lanes;
         if shared.common.shuffle != Shuffle::Block {
-            return Some(index);
+            return Ok(Some(index));
         }
-        Some(Permutation::new(blocks, shared.order(self.source, self.next.epoch, 2, 0)).at(index))
+        Ok(Some(Permutation::new(blocks, shared.order(self.source, self.next.epoch, 2, 0)).at(index)))
     }
 }
 
@@ -157,7 +175,7 @@ impl Shared {
     }
 
     /// Everything in place, no thread running yet. `states` are those of the rank's lanes, in order.
-    #[allow(clippy::too_many_arguments)]
+    #[expect(clippy::too_many_arguments, reason = "one caller, which names them all")]
     pub(crate) fn new(
         sources: Vec<Arc<Source>>,
         tokenizer: Option<Arc<Tokenizer>>,
@@ -207,14 +225,14 @@ impl Shared {
             seed,
             ahead,
             depth: depth.div_ceil(own.len().max(1)).max(1),
-            state: Mutex::new(State { lanes: lanes_of, turn: 0 }),
+            state: Mutex::new(State { lanes: lanes_of, turn: 0, failed: None }),
             work: Condvar::new(),
             ready: Condvar::new(),
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("a thread of the loader panicked")
+        lock(&self.state)
     }
 
     /// Ends all waits; threads return.
@@ -225,18 +243,21 @@ impl Shared {
         self.ready.notify_all();
     }
 
-    /// The next batch of the rank, None at the end; waits at most until `deadline`, then `Ok(None)` in the
-    /// outer option.
-    pub(crate) fn next(&self, deadline: Instant) -> Result<Option<Option<Batch>>> {
+    /// The next batch of the rank; waits at most until `deadline`.
+    pub(crate) fn next(&self, deadline: Instant) -> Result<Next> {
         let mut state = self.lock();
         loop {
+            self.common.stop.check()?;
+            if let Some(error) = &state.failed {
+                return Err(error.clone());
+            }
             let count = state.lanes.len();
             let turn = state.turn;
             let here = (0..count).map(|i| (turn + i) % count).find(|lane| {
                 let lane = &state.lanes[*lane];
                 !lane.ended || !lane.ready.is_empty() || lane.error.is_some()
             });
-            let Some(here) = here else { return Ok(Some(None)) };
+            let Some(here) = here else { return Ok(Next::End) };
             let lane = &mut state.lanes[here];
             if let Some(batch) = lane.ready.pop_front() {
                 if lane.ready.len() < self.depth.div_ceil(2) && !lane.ended {
@@ -244,16 +265,16 @@ impl Shared {
                     self.work.notify_one();
                 }
                 state.turn = (here + 1) % count;
-                return Ok(Some(Some(batch)));
+                return Ok(Next::Batch(batch));
             }
-            if let Some(error) = lane.error.as_ref().filter(|_| lane.ended) {
+            if let Some(error) = &lane.error {
                 return Err(error.clone());
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Ok(None);
+                return Ok(Next::Late);
             }
-            state = self.ready.wait_timeout(state, left).expect("a thread of the loader panicked").0;
+            state = self.ready.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -262,18 +283,24 @@ impl Shared {
         self.lock().lanes.iter().map(|lane| lane.ready.len()).sum()
     }
 
-    /// A thread's life.
+    /// A thread's life. A panic in it ends the loader with an error, not with a wait for ever.
     pub(crate) fn work(&self) {
+        if catch_unwind(AssertUnwindSafe(|| self.serve())).is_err() {
+            self.lock().failed.get_or_insert_with(panicked);
+            self.ready.notify_all();
+        }
+    }
+
+    fn serve(&self) {
         let mut state = self.lock();
-        while !self.common.stop.is_set() {
-            if let Some(lane) =
-                state.lanes.iter().position(|l| l.fresh && l.packer.is_some() && l.ready.len() < self.depth)
-            {
+        while !self.common.stop.is_set() && state.failed.is_none() {
+            let packable = |l: &Lane| l.fresh && !l.ended && l.packer.is_some() && l.ready.len() < self.depth;
+            if let Some(lane) = state.lanes.iter().position(packable) {
                 state = self.pack(state, lane);
             } else if let Some((lane, source)) = self.stream_to_claim(&state) {
                 state = self.claim(state, lane, source);
             } else {
-                state = self.work.wait(state).expect("a thread of the loader panicked");
+                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
         }
     }
@@ -292,7 +319,7 @@ impl Shared {
 
     fn claim<'a>(&'a self, mut state: MutexGuard<'a, State>, lane: usize, source: usize) -> MutexGuard<'a, State> {
         let stream = &mut state.lanes[lane].streams[source];
-        let mut cursor = stream.cursor.take().expect("looked at by the caller");
+        let Some(mut cursor) = stream.cursor.take() else { return state };
         let claim = if self.sources[source].one_segment_a_block() {
             cursor.next(self) // reads nothing
         } else {
@@ -309,9 +336,7 @@ impl Shared {
                 stream.claimed += 1;
                 self.work.notify_one(); // the stream may be claimed again
                 drop(state);
-                let made = catch_unwind(AssertUnwindSafe(|| self.make(source, claim)));
-                let made =
-                    made.unwrap_or_else(|_| Err(Error::data("reading or tokenizing panicked: see standard error")));
+                let made = self.make(source, claim);
                 state = self.lock();
                 state.lanes[lane].streams[source].done.insert(ordinal, made);
             }
@@ -322,77 +347,64 @@ impl Shared {
             Err(error) => {
                 stream.claimed += 1;
                 stream.exhausted = true;
-                stream.done.insert(ordinal, Err(error));
+                stream.done.insert(ordinal, (Position::default(), Err(error)));
             }
         }
-        let streams = &state.lanes[lane].streams[source];
-        if streams.done.contains_key(&streams.handed) {
+        let stream = &state.lanes[lane].streams[source];
+        if stream.done.contains_key(&stream.handed) {
             state.lanes[lane].fresh = true;
         }
         state
     }
 
     /// Reads, decodes and tokenizes a segment.
-    pub(crate) fn make(&self, source: usize, claim: Claim) -> Result<(Position, Segment)> {
+    pub(crate) fn make(&self, source: usize, claim: Claim) -> (Position, Result<Segment>) {
         let place = &self.sources[source];
         let Claim { position, block, work } = claim;
         let documents = self.order(source, position.epoch, 3, 0);
         let within = self.order(source, position.epoch, 4, key(&[block, position.segment]));
-        let raw = work.and_then(|work| match work {
-            Work::Raw(raw) => Ok(raw),
-            Work::Block(block) => {
-                self.common.stats.timed(Stage::Read, || segment::read(place, block, documents, &self.common))
-            }
+        let segment = unless_it_panics(|| {
+            let raw = match work? {
+                Work::Raw(raw) => raw,
+                Work::Block(block) => {
+                    let read = || segment::read(place, block, documents, &self.common);
+                    self.common.stats.timed(Stage::Read, read)?
+                }
+            };
+            segment::tokenize(place, raw, self.tokenizer.as_deref(), within, &self.common)
         });
-        let segment =
-            raw.and_then(|raw| segment::tokenize(place, raw, self.tokenizer.as_deref(), within, &self.common));
-        match segment {
-            Ok(segment) => Ok((position, segment)),
-            Err(error) if self.common.on_error == OnError::Skip && !self.common.stop.is_set() => {
-                self.common.stats.skip(&error);
-                let tokens = segment::Tokens::Owned(Arc::new(Vec::new()));
-                Ok((position, Segment { tokens, ends: Vec::new() }))
-            }
-            Err(error) => Err(error),
-        }
+        let segment = segment.or_else(|error| {
+            segment::leave_out(error, &self.common)?;
+            Ok(Segment { tokens: segment::Tokens::Owned(Arc::new(Vec::new())), ends: Vec::new() })
+        });
+        (position, segment)
     }
 
     /// Packs a lane as far as its segments and its depth reach.
     fn pack<'a>(&'a self, mut state: MutexGuard<'a, State>, index: usize) -> MutexGuard<'a, State> {
         let lane = &mut state.lanes[index];
-        let mut packer = lane.packer.take().expect("looked at by the caller");
+        let Some(mut packer) = lane.packer.take() else { return state };
         lane.fresh = false;
         for (source, stream) in lane.streams.iter_mut().enumerate() {
-            while lane.error.is_none()
-                && let Some(made) = stream.done.remove(&stream.handed)
-            {
+            while let Some((position, segment)) = stream.done.remove(&stream.handed) {
                 stream.handed += 1;
-                match made {
-                    Ok((position, segment)) => packer.push(source, position, segment),
-                    Err(error) => lane.error = Some(error), // after the batches before it
-                }
+                packer.push(source, position, segment);
             }
-            if stream.exhausted && stream.handed == stream.claimed && lane.error.is_none() {
+            if stream.exhausted && stream.handed == stream.claimed {
                 packer.end(source);
             }
         }
         let room = self.depth - lane.ready.len();
         drop(state);
         let mut made = Vec::new();
-        let mut last = Ok(Packed::More);
-        self.common.stats.timed(Stage::Pack, || {
+        let last = self.common.stats.timed(Stage::Pack, || {
             while made.len() < room {
-                last = packer.pack(&self.shape, &self.pools);
-                match &mut last {
-                    Ok(Packed::Batch(_)) => {
-                        let Ok(Packed::Batch(batch)) = std::mem::replace(&mut last, Ok(Packed::More)) else {
-                            unreachable!()
-                        };
-                        made.push(*batch);
-                    }
-                    _ => break,
+                match packer.pack(&self.shape, &self.pools) {
+                    Ok(Packed::Batch(batch)) => made.push(*batch),
+                    other => return other,
                 }
             }
+            Ok(Packed::More)
         });
         let full = made.len() == room;
         let mut state = self.lock();
@@ -404,10 +416,9 @@ impl Shared {
         lane.ready.extend(made);
         match last {
             Ok(Packed::End) => lane.ended = true,
-            Ok(_) if lane.error.is_some() && !full => lane.ended = true,
             Ok(_) => lane.fresh |= full || lane.streams.iter().any(|s| s.done.contains_key(&s.handed)),
             Err(error) => {
-                lane.error.get_or_insert(error);
+                lane.error = Some(error); // after the batches before it
                 lane.ended = true;
             }
         }
@@ -415,4 +426,13 @@ impl Shared {
         self.work.notify_all(); // segments were used up: streams may be claimed again
         state
     }
+}
+
+fn panicked() -> Error {
+    Error::new(Kind::Bug, "a thread of the loader panicked: see standard error")
+}
+
+/// A panic, of a decoder or tokenizer that cannot bear its input, is an error as any other.
+fn unless_it_panics<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(panicked()))
 }

@@ -7,11 +7,11 @@ use std::sync::atomic::Ordering;
 use arrow_array::RecordBatch;
 use bytes::Bytes;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::json;
 use crate::parquet_file::{self, GroupReader};
 use crate::permutation::{Permutation, key};
-use crate::source::{Block, Documents, Shuffle, Source};
+use crate::source::{Block, Documents, Index, Shuffle, Source};
 use crate::stats::{Clock, Stage, Stats};
 use crate::stop::Stop;
 use crate::store::File;
@@ -20,6 +20,7 @@ use crate::tokenizer::Tokenizer;
 /// A record may be this long, bytes.
 pub const LONGEST_RECORD: usize = 1 << 28;
 const TAIL: usize = 1 << 16;
+const PIECE: usize = 1 << 20;
 
 /// What happens to data that cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +48,8 @@ pub struct Common {
 
 /// Text as it was read.
 pub enum Raw {
-    /// Whole lines of a file, from a byte on.
-    Lines { file: String, start: u64, bytes: Vec<u8> },
+    /// Whole lines of a file: `bytes[skip..]`, where `bytes` begin at byte `start`.
+    Lines { file: String, start: u64, skip: usize, bytes: Vec<u8> },
     /// Rows of Parquet.
     Rows(RecordBatch),
     /// One document each, with its file.
@@ -82,13 +83,7 @@ impl Tokens {
     pub fn as_slice(&self) -> &[i32] {
         match self {
             Self::Owned(tokens) => tokens,
-            Self::Mapped { map, start, count } => {
-                let bytes = &map[4 * start..4 * (start + count)];
-                // SAFETY: a mapped file starts on a page, so the slice is aligned for i32; its length is a
-                // multiple of four, and every bit pattern is an i32 (the format is little-endian, as are the
-                // machines that this crate supports: see the check in lib.rs).
-                unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast::<i32>(), *count) }
-            }
+            Self::Mapped { map, start, count } => crate::shards::numbers(map, *start, *count),
         }
     }
 }
@@ -112,6 +107,7 @@ impl BlockReader {
                 let file = source.file(file, &common.stop)?;
                 let mut stream = LineStream::open(file, source.manifest.segment_bytes as usize)?;
                 for _ in 0..segment {
+                    common.stop.check()?;
                     stream.next()?;
                 }
                 Ok(Self::Compressed(Box::new(stream)))
@@ -146,7 +142,7 @@ pub enum Work {
     Raw(Raw),
 }
 
-/// Lines of a compressed file, about a segment at a time.
+/// Lines of a compressed file: a segment is as many as reach the target, wherever the decoder pauses.
 pub struct LineStream {
     name: String,
     decoder: zstd::stream::read::Decoder<'static, BufReader<FileStream>>,
@@ -174,46 +170,47 @@ impl Read for FileStream {
 }
 
 impl LineStream {
-    fn open(file: File, target: usize) -> Result<Self> {
+    pub(crate) fn open(file: File, target: usize) -> Result<Self> {
         let name = file.name().to_owned();
         let buffered = BufReader::with_capacity(1 << 18, FileStream { file, position: 0 });
         let decoder = zstd::stream::read::Decoder::with_buffer(buffered).map_err(|e| Error::from(e).in_file(&name))?;
         Ok(Self { name, decoder, carry: Vec::new(), position: 0, target: target.max(1), done: false })
     }
 
-    fn next(&mut self) -> Result<Option<Raw>> {
-        if self.done && self.carry.is_empty() {
-            return Ok(None);
-        }
+    pub(crate) fn next(&mut self) -> Result<Option<Raw>> {
         let mut bytes = std::mem::take(&mut self.carry);
-        let mut cut = None;
-        while !self.done {
-            let from = bytes.len();
-            bytes.resize(from + TAIL.max(self.target.saturating_sub(from)), 0);
-            let got = self.decoder.read(&mut bytes[from..]).map_err(|error| {
-                let bad = format!("not zstd that can be read: {error}");
-                Error::data(bad).in_file(&self.name).at(format!("byte {} of the text", self.position + from as u64))
-            })?;
-            bytes.truncate(from + got);
-            self.done = got == 0;
-            if bytes.len() >= self.target {
-                let begin = from.max(self.target - 1).min(bytes.len());
-                cut = memchr::memchr(b'\n', &bytes[begin..]).map(|i| begin + i + 1);
-                if cut.is_some() {
+        let mut known = self.target - 1; // the line that holds this byte is the last
+        loop {
+            if known < bytes.len() {
+                if let Some(i) = memchr::memchr(b'\n', &bytes[known..]) {
+                    self.carry = bytes.split_off(known + i + 1);
                     break;
                 }
-                if bytes.len() > LONGEST_RECORD {
-                    let message = format!("a line of more than {} MiB", LONGEST_RECORD >> 20);
-                    return Err(Error::data(message).in_file(&self.name).at(format!("byte {}", self.position)));
-                }
+                known = bytes.len();
             }
-        }
-        if let Some(cut) = cut {
-            self.carry = bytes.split_off(cut);
+            if self.done {
+                break;
+            }
+            if bytes.len() > LONGEST_RECORD.max(self.target) {
+                return Err(too_long("a line").in_file(&self.name).at(format!("byte {} of the text", self.position)));
+            }
+            let from = bytes.len();
+            bytes.resize(from + self.target.saturating_sub(from).clamp(TAIL, PIECE), 0);
+            let got = self.decoder.read(&mut bytes[from..]).map_err(|error| self.wrong(&error, from))?;
+            bytes.truncate(from + got);
+            self.done = got == 0;
         }
         let start = self.position;
         self.position += bytes.len() as u64;
-        Ok((!bytes.is_empty()).then(|| Raw::Lines { file: self.name.clone(), start, bytes }))
+        Ok((!bytes.is_empty()).then(|| Raw::Lines { file: self.name.clone(), start, skip: 0, bytes }))
+    }
+
+    fn wrong(&self, error: &std::io::Error, read: usize) -> Error {
+        let place = format!("byte {} of the text", self.position + read as u64);
+        if let Some(ours) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+            return ours.clone().in_file(&self.name).at(place); // the file could not be read
+        }
+        Error::data(format!("not zstd that can be read: {error}")).in_file(&self.name).at(place)
     }
 }
 
@@ -240,21 +237,23 @@ pub fn read(source: &Source, block: Block, order: u64, common: &Common) -> Resul
     }
 }
 
-fn leave_out(error: Error, common: &Common) -> Result<()> {
-    match common.on_error {
-        OnError::Error => Err(error),
-        OnError::Skip => {
-            common.stats.skip(&error);
-            Ok(())
-        }
+/// By policy counts and lists what cannot be read, or hands the error on.
+pub fn leave_out(error: Error, common: &Common) -> Result<()> {
+    if common.on_error == OnError::Error || error.kind == Kind::Misuse || common.stop.is_set() {
+        return Err(error);
     }
+    common.stats.skip(&error);
+    Ok(())
+}
+
+fn too_long(what: &str) -> Error {
+    Error::data(format!("{what} of more than {} MiB", LONGEST_RECORD >> 20))
 }
 
 fn read_whole(source: &Source, index: usize, common: &Common) -> Result<(String, Bytes)> {
     let file = source.file(index, &common.stop)?;
     if file.size() as usize > LONGEST_RECORD {
-        let message = format!("a document of more than {} MiB", LONGEST_RECORD >> 20);
-        return Err(Error::data(message).in_file(file.name()));
+        return Err(too_long("a document").in_file(file.name()));
     }
     Ok((file.name().to_owned(), file.read(0, file.size() as usize)?))
 }
@@ -265,29 +264,27 @@ fn read_lines(file: &File, start: u64, end: u64) -> Result<Raw> {
     let ahead = (end + TAIL as u64).min(file.size());
     let mut bytes = SCRATCH.take();
     file.read_into(from, (ahead - from) as usize, &mut bytes)?;
-    let skip = if start == 0 { Some(0) } else { memchr::memchr(b'\n', &bytes).map(|i| i + 1) };
-    let Some(skip) = skip.filter(|skip| from + (*skip as u64) < end) else {
-        return Ok(Raw::Lines { file: file.name().to_owned(), start, bytes: Vec::new() });
+    let name = file.name().to_owned();
+    let first = if start == 0 { Some(0) } else { memchr::memchr(b'\n', &bytes).map(|i| i + 1) };
+    let Some(skip) = first.filter(|skip| from + (*skip as u64) < end) else {
+        bytes.clear();
+        return Ok(Raw::Lines { file: name, start, skip: 0, bytes });
     };
     let mut known = (end - 1 - from) as usize; // the last byte at which a line of ours may start
+    let longest = LONGEST_RECORD.max((end - start) as usize);
     while known < bytes.len() {
         if let Some(i) = memchr::memchr(b'\n', &bytes[known..]) {
             bytes.truncate(known + i + 1);
             break;
         }
         known = bytes.len();
-        if known > LONGEST_RECORD {
-            let message = format!("a line of more than {} MiB", LONGEST_RECORD >> 20);
-            return Err(Error::data(message).in_file(file.name()).at(format!("byte {}", from + skip as u64)));
+        if known > longest {
+            return Err(too_long("a line").in_file(&name).at(format!("line after byte {end}")));
         }
         let position = from + known as u64;
         bytes.extend_from_slice(&file.read(position, known.max(TAIL).min((file.size() - position) as usize))?);
     }
-    if skip > 0 {
-        bytes[..skip - 1].fill(b' ');
-        bytes[skip - 1] = b'\n'; // what is not ours is a blank line now, which costs less than moving the rest
-    }
-    Ok(Raw::Lines { file: file.name().to_owned(), start: from, bytes })
+    Ok(Raw::Lines { file: name, start: from, skip, bytes })
 }
 
 thread_local! {
@@ -318,7 +315,8 @@ impl Raw {
 }
 
 fn read_permuted(source: &Source, documents: &[u64], common: &Common) -> Result<Raw> {
-    match source.documents.as_ref().expect("indexed when the source was opened") {
+    let Some(index) = &source.documents else { return Err(Error::input("this source has no index")) };
+    match index {
         Documents::Files => {
             let mut texts = Vec::with_capacity(documents.len());
             for index in documents {
@@ -334,15 +332,10 @@ fn read_permuted(source: &Source, documents: &[u64], common: &Common) -> Result<
             files.resize_with(source.manifest.files.len(), || None);
             let mut lines = Vec::with_capacity(documents.len());
             for document in documents {
-                let (start, end) = (index.at(*document as usize), index.at(*document as usize + 1));
-                let number = source.offsets.partition_point(|offset| *offset <= start) - 1;
-                let (start, end) =
-                    (start - source.offsets[number], end.min(source.offsets[number + 1]) - source.offsets[number]);
-                if files[number].is_none() {
-                    files[number] = Some(source.file(number, &common.stop)?);
+                match read_line(source, index, *document as usize, &mut files, common) {
+                    Ok(line) => lines.push(line),
+                    Err(error) => leave_out(error, common)?,
                 }
-                let file = files[number].as_ref().expect("opened above");
-                lines.push((number, start, file.read(start, (end - start) as usize)?));
             }
             Ok(Raw::Picked(lines))
         }
@@ -350,6 +343,7 @@ fn read_permuted(source: &Source, documents: &[u64], common: &Common) -> Result<
             let mut tokens = Vec::new();
             let mut ends = Vec::with_capacity(documents.len());
             for document in documents {
+                common.stop.check()?;
                 let shard = before.partition_point(|count| count <= document) - 1;
                 let (map, start, count, _) = source.shards[shard].run(document - before[shard], 1)?;
                 tokens.extend_from_slice(Tokens::Mapped { map, start, count }.as_slice());
@@ -358,6 +352,29 @@ fn read_permuted(source: &Source, documents: &[u64], common: &Common) -> Result<
             Ok(Raw::Tokens(Segment { tokens: Tokens::Owned(Arc::new(tokens)), ends }))
         }
     }
+}
+
+/// One line by its number in the index, from the files that are open already or from one more.
+fn read_line(
+    source: &Source,
+    index: &Index,
+    document: usize,
+    files: &mut [Option<File>],
+    common: &Common,
+) -> Result<(usize, u64, Bytes)> {
+    common.stop.check()?;
+    let (start, end) = (index.at(document), index.at(document + 1));
+    let number = source.offsets.partition_point(|offset| *offset <= start) - 1;
+    let before = source.offsets[number];
+    let (start, end) = (start - before, end.min(source.offsets[number + 1]) - before);
+    let file = match &mut files[number] {
+        Some(file) => file,
+        none => none.insert(source.file(number, &common.stop)?),
+    };
+    if end - start > LONGEST_RECORD as u64 {
+        return Err(too_long("a line").in_file(file.name()).at(format!("line at byte {start}")));
+    }
+    Ok((number, start, file.read(start, (end - start) as usize)?))
 }
 
 // ------------------------------------------------------------------------------------ decode and tokenize
@@ -378,7 +395,7 @@ pub fn tokenize(
         }
         raw => raw,
     };
-    let tokenizer = tokenizer.expect("text comes with a tokenizer");
+    let Some(tokenizer) = tokenizer else { return Err(Error::input("text needs a tokenizer")) };
     let end = tokenizer.end.cast_signed();
     let mut tokens = Vec::with_capacity(raw.len() / 3);
     let mut ends = Vec::new();
@@ -427,6 +444,7 @@ pub fn each_document(
     }
     let mut scratch = Vec::new();
     for item in items {
+        common.stop.check()?;
         let text = match item {
             Item::Text(text) => Ok(Some(text)),
             Item::Line(file, at, line) => json::text(line, &common.field, &mut scratch)
@@ -448,12 +466,14 @@ pub fn each_document(
 
 fn items<'a>(source: &'a Source, raw: &'a Raw) -> Vec<Item<'a>> {
     match raw {
-        Raw::Lines { file, start, bytes } => {
+        Raw::Lines { file, start, skip, bytes } => {
             let mut found = Vec::new();
-            let mut position = 0;
+            let (mut position, start) = (0, start + *skip as u64);
+            let bytes = &bytes[*skip..];
             for at in memchr::memchr_iter(b'\n', bytes).chain([bytes.len()]) {
-                if at > position {
-                    found.push(Item::Line(file, start + position as u64, &bytes[position..at]));
+                let line = &bytes[position.min(at)..at];
+                if !line.iter().all(u8::is_ascii_whitespace) {
+                    found.push(Item::Line(file, start + position as u64, line));
                 }
                 position = at + 1;
             }
@@ -474,7 +494,7 @@ fn permute<T>(items: &mut Vec<T>, order: u64) {
     }
     let permutation = Permutation::new(items.len() as u64, key(&[order, 1]));
     let mut old: Vec<Option<T>> = items.drain(..).map(Some).collect();
-    items.extend((0..old.len()).map(|i| old[permutation.at(i as u64) as usize].take().expect("a permutation")));
+    items.extend((0..old.len()).filter_map(|i| old[permutation.at(i as u64) as usize].take()));
 }
 
 fn reordered(segment: &Segment, order: u64) -> Segment {

@@ -48,6 +48,9 @@ pub struct HeaderEntry {
 
 impl Header {
     /// As `index.json` has it.
+    ///
+    /// # Panics
+    /// Never: it is plain data.
     pub fn to_json(&self) -> String {
         serde_json::to_string_pretty(self).expect("plain data")
     }
@@ -70,12 +73,12 @@ impl Shard {
     /// Documents of a block that holds about `bytes` of text (four bytes a token).
     pub fn documents_a_block(&self, bytes: u64) -> u64 {
         let tokens = (self.tokens.len() as u64 / BYTES_A_TOKEN).max(1);
-        (bytes / BYTES_A_TOKEN * self.documents / tokens).clamp(1, self.documents.max(1))
+        let aim = u128::from(bytes / BYTES_A_TOKEN) * u128::from(self.documents) / u128::from(tokens);
+        u64::try_from(aim).unwrap_or(u64::MAX).clamp(1, self.documents.max(1))
     }
 
     fn end(&self, document: u64) -> u64 {
-        let i = 8 * document as usize;
-        u64::from_le_bytes(self.ends[i..i + 8].try_into().expect("eight bytes"))
+        number(&self.ends, document as usize)
     }
 
     /// Tokens of documents `first..first + count`: where they lie, and the end of each, counted from there.
@@ -85,48 +88,87 @@ impl Shard {
         let mut last = start;
         for document in first..first + count {
             let end = self.end(document);
-            if end < last || end * BYTES_A_TOKEN > self.tokens.len() as u64 {
+            let length = u32::try_from(end.saturating_sub(start));
+            let Some(length) = length.ok().filter(|_| end >= last && end <= self.tokens.len() as u64 / BYTES_A_TOKEN)
+            else {
                 let message = format!("document {document} ends at token {end}: the index is not of this shard");
                 return Err(Error::data(message).in_file(&self.name));
-            }
-            ends.push((end - start) as u32);
+            };
+            ends.push(length);
             last = end;
         }
         Ok((self.tokens.clone(), start as usize, (last - start) as usize, ends))
     }
 }
 
-/// Opens the shards of a manifest; their documents are counted from the index beside each.
+/// The `i`-th of mapped or read little-endian numbers.
+pub fn number(bytes: &[u8], i: usize) -> u64 {
+    bytes[8 * i..].first_chunk().map_or(0, |eight| u64::from_le_bytes(*eight))
+}
+
+/// `count` tokens from token `start` of a mapped shard.
+pub fn numbers(map: &memmap2::Mmap, start: usize, count: usize) -> &[i32] {
+    let bytes = &map[4 * start..4 * (start + count)];
+    // SAFETY: every bit pattern is an i32 (the format is little-endian, as are the machines that this crate
+    // supports: see the check in lib.rs).
+    let (before, numbers, after) = unsafe { bytes.align_to::<i32>() };
+    assert!(before.is_empty() && after.is_empty(), "a mapped file starts on a page");
+    numbers
+}
+
+/// Opens the shards of a manifest, which must be as long as their index says.
 pub fn open_all(store: &Store, files: &[Entry], stop: &Stop) -> Result<Vec<Shard>> {
-    files
-        .iter()
-        .map(|entry| {
-            let Some(path) = store.local_path(&entry.name) else {
-                let message = "shards are mapped: copy them to a local path first";
-                return Err(Error::input(message).in_file(&entry.name));
-            };
-            store.file(&entry.name, &entry.stamp, stop)?; // still the one of the manifest
-            let tokens = map(&path)?;
-            let ends = map(&path.with_extension("tokens.ends"))?;
-            if tokens.len() % 4 != 0 || ends.len() % 8 != 0 {
-                return Err(Error::data("truncated: its length is no multiple of a token").in_file(&entry.name));
+    let mut indexes: std::collections::BTreeMap<PathBuf, Header> = std::collections::BTreeMap::new();
+    let mut shards = Vec::with_capacity(files.len());
+    for entry in files {
+        let Some(path) = store.local_path(&entry.name) else {
+            let message = "shards are mapped: copy them to a local path first";
+            return Err(Error::input(message).in_file(&entry.name));
+        };
+        store.file(&entry.name, &entry.stamp, stop)?; // still the one of the manifest
+        let directory = path.parent().unwrap_or(Path::new("")).to_owned();
+        let index = match indexes.entry(directory) {
+            std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
+            std::collections::btree_map::Entry::Vacant(new) => {
+                let read = header(new.key())?;
+                new.insert(read)
             }
-            let documents = ends.len() as u64 / 8;
-            Ok(Shard { documents, name: entry.name.clone(), tokens: Arc::new(tokens), ends })
-        })
-        .collect()
+        };
+        let (tokens, ends) = (map(&path)?, map(&path.with_extension("tokens.ends"))?);
+        let Some(said) = index.shards.iter().find(|said| path.file_name().is_some_and(|name| *name == *said.file))
+        else {
+            return Err(Error::data("index.json does not name this shard").in_file(&entry.name));
+        };
+        let documents = ends.len() as u64 / 8;
+        let whole = ends.len() as u64 == said.documents.saturating_mul(8)
+            && tokens.len() as u64 == said.tokens.saturating_mul(BYTES_A_TOKEN)
+            && documents.checked_sub(1).map_or(0, |last| number(&ends, last as usize)) == said.tokens;
+        if !whole {
+            let message = "truncated, or of another corpus: its length is not the one in index.json";
+            return Err(Error::data(message).in_file(&entry.name));
+        }
+        shards.push(Shard { documents, name: entry.name.clone(), tokens: Arc::new(tokens), ends });
+    }
+    Ok(shards)
 }
 
 /// The header of a directory of shards.
 pub fn header(directory: &Path) -> Result<Header> {
     let path = directory.join(INDEX);
     let place = path.to_string_lossy().into_owned();
-    let text = std::fs::read_to_string(&path).map_err(|e| Error::from(e).in_file(&place))?;
-    let header: Header =
-        serde_json::from_str(&text).map_err(|e| Error::data(format!("no index of shards: {e}")).in_file(&place))?;
+    let text = std::fs::read(&path).map_err(|e| Error::from(e).in_file(&place))?;
+    parse_header(&text).map_err(|e| e.in_file(&place))
+}
+
+/// The header from the content of an `index.json`.
+pub fn parse_header(text: &[u8]) -> Result<Header> {
+    let header: Header = serde_json::from_slice(text).map_err(|e| Error::data(format!("no index of shards: {e}")))?;
     if header.format != FORMAT || header.version != VERSION {
         let message = format!("{} version {}; valid: {FORMAT} version {VERSION}", header.format, header.version);
-        return Err(Error::data(message).in_file(&place));
+        return Err(Error::data(message));
+    }
+    if i32::try_from(header.end).is_err() {
+        return Err(Error::data(format!("end-of-text {}: valid: an id below 2^31", header.end)));
     }
     Ok(header)
 }
@@ -146,6 +188,15 @@ pub struct Writer {
     directory: PathBuf,
     header: Header,
     current: Option<Current>,
+    made: Vec<PathBuf>,
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        for path in &self.made {
+            let _ = std::fs::remove_file(path); // not finished: half a corpus is none
+        }
+    }
 }
 
 struct Current {
@@ -167,7 +218,7 @@ impl Writer {
         }
         let header =
             Header { format: FORMAT.into(), version: VERSION, end, tokenizer: tokenizer.into(), shards: Vec::new() };
-        Ok(Self { directory: directory.to_owned(), header, current: None })
+        Ok(Self { directory: directory.to_owned(), header, current: None, made: Vec::new() })
     }
 
     /// Whole documents, each with its end-of-text; `ends` counts from the first token given.
@@ -175,17 +226,21 @@ impl Writer {
         if self.current.as_ref().is_some_and(|c| c.count as usize + tokens.len() > TOKENS_A_SHARD) {
             self.close_shard()?;
         }
-        if self.current.is_none() {
-            let path = self.directory.join(self.name());
-            self.current = Some(Current {
-                ends: BufWriter::new(LocalFile::create(path.with_extension("tokens.ends"))?),
-                tokens: BufWriter::new(LocalFile::create(path)?),
-                hasher: blake3::Hasher::new(),
-                count: 0,
-                documents: 0,
-            });
-        }
-        let current = self.current.as_mut().expect("opened above");
+        let current = match &mut self.current {
+            Some(current) => current,
+            none => {
+                let path = self.directory.join(format!("shard-{:05}{SUFFIX}", self.header.shards.len()));
+                let ends = path.with_extension("tokens.ends");
+                self.made.extend([path.clone(), ends.clone()]);
+                none.insert(Current {
+                    ends: BufWriter::new(LocalFile::create(ends)?),
+                    tokens: BufWriter::new(LocalFile::create(path)?),
+                    hasher: blake3::Hasher::new(),
+                    count: 0,
+                    documents: 0,
+                })
+            }
+        };
         let mut bytes = Vec::with_capacity(4 * tokens.len());
         bytes.extend(tokens.iter().flat_map(|token| token.to_le_bytes()));
         current.hasher.update(&bytes);
@@ -221,10 +276,11 @@ impl Writer {
     /// Closes the last shard and writes the index. Refuses a corpus without a document.
     pub fn finish(mut self) -> Result<Header> {
         self.close_shard()?;
-        if self.header.shards.is_empty() {
+        if self.header.shards.iter().all(|shard| shard.documents == 0) {
             return Err(Error::new(Kind::Data, "no document to write"));
         }
         crate::source::write_atomic(&self.directory.join(INDEX), self.header.to_json().as_bytes())?;
-        Ok(self.header)
+        self.made.clear();
+        Ok(self.header.clone())
     }
 }

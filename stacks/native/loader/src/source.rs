@@ -6,8 +6,9 @@
 //! large, several in order; a segment is packed alone.
 
 use std::fs::File as LocalFile;
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -139,7 +140,7 @@ impl Index {
     pub fn at(&self, i: usize) -> u64 {
         match self {
             Self::Owned(v) => v[i],
-            Self::Mapped(map) => u64::from_le_bytes(map[8 * i..8 * i + 8].try_into().expect("eight bytes")),
+            Self::Mapped(map) => shards::number(map, i),
         }
     }
 }
@@ -204,15 +205,14 @@ impl Source {
             return Err(Error::input("a source without a path; valid: a file, a directory or a URL"));
         };
         let url = opening.urls.join(" ");
-        let (mut store, mut listed) = (None, Vec::new());
-        for url in opening.urls {
-            let (here, path) = Store::open(url, opening.patience)?;
-            listed.extend(here.list(&path, stop)?);
-            store.get_or_insert(here);
-        }
-        let store = store.expect("one at least");
-        if opening.urls.len() > 1 && opening.urls.iter().any(|u| scheme(u) != scheme(first)) {
-            return Err(Error::input(format!("{url}: one source lies in one store; give two sources")));
+        let (store, path) = Store::open(first, opening.patience)?;
+        let mut listed = store.list(&path, stop)?;
+        for next in &opening.urls[1..] {
+            let (here, path) = Store::open(next, opening.patience)?;
+            if !here.is(&store) {
+                return Err(Error::input(format!("{url}: one source lies in one store; give two sources")));
+            }
+            listed.extend(store.list(&path, stop)?);
         }
         let format = match opening.format {
             Some(format) => format,
@@ -250,7 +250,7 @@ impl Source {
         stop: &Stop,
     ) -> Result<Manifest> {
         let root = common_directory(listed.iter().map(|(name, _)| name.as_str()));
-        let key = blake3::hash(format!("{VERSION}\0{format:?}\0{listed:?}").as_bytes()).to_hex();
+        let key = blake3::hash(format!("{VERSION}\0{format:?}\0{:?}\0{listed:?}", opening.field).as_bytes()).to_hex();
         let kept = opening.cache.map(|dir| dir.join(format!("manifest-{}.json", &key[..24])));
         if let Some(path) = &kept
             && let Ok(text) = std::fs::read_to_string(path)
@@ -270,7 +270,8 @@ impl Source {
         let hash = identify(store, &files, root, stop)?;
         let manifest = Manifest { version: VERSION, format, segment_bytes: opening.segment_bytes, files, hash };
         if let Some(path) = kept {
-            write_atomic(&path, serde_json::to_string(&manifest).expect("plain data").as_bytes())?;
+            let text = serde_json::to_string(&manifest).map_err(|e| Error::new(Kind::Bug, e.to_string()))?;
+            write_atomic(&path, text.as_bytes())?;
         }
         Ok(manifest)
     }
@@ -295,37 +296,58 @@ impl Source {
 
     /// Starts of all lines that are not blank. Kept beside the manifest, and mapped from there.
     fn line_index(&self, opening: &Opening<'_>, stop: &Stop) -> Result<Index> {
-        let kept = opening.cache.map(|dir| dir.join(format!("documents-{}.idx", &self.manifest.hash[..24])));
+        let stamps: Vec<&Stamp> = self.manifest.files.iter().map(|file| &file.stamp).collect();
+        let key = blake3::hash(format!("{VERSION}\0{}\0{stamps:?}", self.manifest.hash).as_bytes()).to_hex();
+        let kept = opening.cache.map(|dir| dir.join(format!("documents-{}.idx", &key[..24])));
         if let Some(path) = &kept
             && path.exists()
         {
-            return map_index(path);
+            return map_index(path, self.bytes());
         }
-        let mut starts = Vec::new();
+        let Some(path) = kept else {
+            let mut starts = Vec::new();
+            self.each_line(stop, |start| {
+                starts.push(start);
+                Ok(())
+            })?;
+            return Ok(Index::Owned(starts));
+        };
+        let mut file = Atomic::create(&path)?;
+        self.each_line(stop, |start| file.write(&start.to_le_bytes()))?;
+        file.finish()?;
+        map_index(&path, self.bytes())
+    }
+
+    /// Bytes of all files.
+    fn bytes(&self) -> u64 {
+        self.offsets.last().copied().unwrap_or(0)
+    }
+
+    /// Calls `put` with the start of each line that is not blank, and at last with the end of all.
+    fn each_line(&self, stop: &Stop, mut put: impl FnMut(u64) -> Result<()>) -> Result<()> {
         for (number, entry) in self.manifest.files.iter().enumerate() {
             let file = self.store.file(&entry.name, &entry.stamp, stop)?;
-            let mut at_start = true;
-            let mut position = 0;
+            let (mut start, mut blank, mut position) = (0, true, 0);
             while position < file.size() {
                 let length = (file.size() - position).min(4 << 20) as usize;
                 let bytes = file.read(position, length)?;
                 let mut rest = 0;
                 while rest < bytes.len() {
                     let end = memchr::memchr(b'\n', &bytes[rest..]).map(|i| rest + i);
-                    if at_start && bytes[rest..end.unwrap_or(bytes.len())].iter().any(|b| !b.is_ascii_whitespace()) {
-                        starts.push(self.offsets[number] + position + rest as u64);
+                    let part = &bytes[rest..end.unwrap_or(bytes.len())];
+                    if blank && !part.iter().all(u8::is_ascii_whitespace) {
+                        blank = false; // a line may begin in one piece and show its text in the next
+                        put(self.offsets[number] + start)?;
                     }
-                    at_start = end.is_some();
                     rest = end.map_or(bytes.len(), |i| i + 1);
+                    if end.is_some() {
+                        (start, blank) = (position + rest as u64, true);
+                    }
                 }
                 position += length as u64;
             }
         }
-        starts.push(*self.offsets.last().expect("one more than files"));
-        let Some(path) = kept else { return Ok(Index::Owned(starts)) };
-        let bytes: Vec<u8> = starts.iter().flat_map(|start| start.to_le_bytes()).collect();
-        write_atomic(&path, &bytes)?;
-        map_index(&path)
+        put(self.bytes())
     }
 
     /// Divides the files into blocks.
@@ -333,10 +355,11 @@ impl Source {
         let target = self.manifest.segment_bytes.max(1);
         let files = &self.manifest.files;
         if self.documents.is_some() {
-            let bytes = self.offsets.last().copied().unwrap_or(0);
+            let bytes = self.bytes();
             let total = self.document_count().max(1);
             let aim = if self.manifest.format == Format::Tokens { target } else { bytes.min(target) };
-            self.docs_a_block = (aim * total).checked_div(bytes.max(1)).unwrap_or(1).clamp(1, total);
+            self.docs_a_block =
+                (u128::from(aim) * u128::from(total) / u128::from(bytes.max(1))).clamp(1, u128::from(total)) as u64;
             return;
         }
         self.cuts = match self.manifest.format {
@@ -355,7 +378,7 @@ impl Source {
                         size = 0;
                     }
                 }
-                if *cuts.last().expect("not empty") < files.len() as u64 {
+                if cuts.last().is_some_and(|last| *last < files.len() as u64) {
                     cuts.push(files.len() as u64);
                 }
                 cuts
@@ -366,9 +389,9 @@ impl Source {
     /// Documents, where they are counted: under `Shuffle::Global`.
     pub fn document_count(&self) -> u64 {
         match &self.documents {
-            Some(Documents::Starts(index)) => index.len() as u64 - 1,
+            Some(Documents::Starts(index)) => (index.len() as u64).saturating_sub(1),
             Some(Documents::Files) => self.manifest.files.len() as u64,
-            Some(Documents::Shards(before)) => *before.last().expect("one more than shards"),
+            Some(Documents::Shards(before)) => before.last().copied().unwrap_or(0),
             None => 0,
         }
     }
@@ -380,7 +403,7 @@ impl Source {
         }
         match self.manifest.format {
             Format::Text => self.cuts.len() as u64 - 1,
-            _ => *self.cuts.last().expect("one more than files"),
+            _ => self.cuts.last().copied().unwrap_or(0),
         }
     }
 
@@ -431,17 +454,14 @@ impl Source {
     }
 }
 
-fn scheme(url: &str) -> &str {
-    url.split_once("://").map_or("", |(scheme, _)| scheme)
-}
-
 /// `0, a, a + b, …`
 fn running(sizes: impl Iterator<Item = u64>) -> Vec<u64> {
-    let mut sums = vec![0];
-    for size in sizes {
-        sums.push(sums.last().expect("not empty") + size);
-    }
-    sums
+    let mut sum = 0;
+    let sums = sizes.map(|size| {
+        sum += size;
+        sum
+    });
+    std::iter::once(0).chain(sums).collect()
 }
 
 /// The one format of all files; files that are none of a data set (a README beside Parquet) are left out.
@@ -485,8 +505,8 @@ fn identify(store: &Store, files: &[Entry], root: usize, stop: &Stop) -> Result<
         hasher.update(&entry.stamp.size.to_le_bytes());
         hasher.update(entry.stamp.etag.as_deref().unwrap_or("").as_bytes());
     }
-    let step = files.len().div_ceil(SAMPLED_FILES).max(1);
-    for entry in files.iter().step_by(step).filter(|entry| store.local_path(&entry.name).is_some()) {
+    let every = files.len().div_ceil(SAMPLED_FILES).max(1);
+    for entry in files.iter().step_by(every).filter(|entry| store.local_path(&entry.name).is_some()) {
         let file = store.file(&entry.name, &entry.stamp, stop)?;
         for start in [0, file.size() / 2, file.size().saturating_sub(SAMPLE_BYTES)] {
             let length = SAMPLE_BYTES.min(file.size() - start.min(file.size()));
@@ -496,24 +516,62 @@ fn identify(store: &Store, files: &[Entry], root: usize, stop: &Stop) -> Result<
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-fn map_index(path: &PathBuf) -> Result<Index> {
-    let file = LocalFile::open(path)?;
+fn map_index(path: &Path, bytes: u64) -> Result<Index> {
+    let fail = |e: std::io::Error| Error::from(e).in_file(&path.to_string_lossy());
+    let file = LocalFile::open(path).map_err(fail)?;
     // SAFETY: the index is ours, written once under a name made of its content's hash, and replaced only by
     // rename; whoever truncates it by hand gets SIGBUS, as with any mapped file.
-    let map = unsafe { memmap2::Mmap::map(&file)? };
-    if map.len() < 8 || map.len() % 8 != 0 {
-        return Err(Error::new(Kind::Changed, "no document index; remove it").in_file(&path.to_string_lossy()));
+    let map = unsafe { memmap2::Mmap::map(&file).map_err(fail)? };
+    if map.len() < 8 || map.len() % 8 != 0 || shards::number(&map, map.len() / 8 - 1) != bytes {
+        return Err(
+            Error::new(Kind::Changed, "no index of these documents; remove it").in_file(&path.to_string_lossy())
+        );
     }
     Ok(Index::Mapped(map))
 }
 
-/// Temporary name, fsync, rename: a reader sees the old file or the whole new one.
+/// A file that appears whole under its name: temporary name, fsync, rename.
+struct Atomic {
+    path: PathBuf,
+    temporary: PathBuf,
+    writer: BufWriter<LocalFile>,
+    done: bool,
+}
+
+impl Atomic {
+    fn create(path: &Path) -> Result<Self> {
+        static COUNT: AtomicU64 = AtomicU64::new(0); // several loaders of one process may write the same file
+        let fail = |e: std::io::Error| Error::from(e).in_file(&path.to_string_lossy());
+        std::fs::create_dir_all(path.parent().unwrap_or(Path::new("."))).map_err(fail)?;
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let temporary = path.with_extension(format!("{}-{number}.tmp", std::process::id()));
+        let writer = BufWriter::with_capacity(1 << 16, LocalFile::create(&temporary).map_err(fail)?);
+        Ok(Self { path: path.to_owned(), temporary, writer, done: false })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.writer.write_all(bytes).map_err(|e| Error::from(e).in_file(&self.temporary.to_string_lossy()))
+    }
+
+    fn finish(mut self) -> Result<()> {
+        let ended = self.writer.flush().and_then(|()| self.writer.get_ref().sync_all());
+        let moved = ended.and_then(|()| std::fs::rename(&self.temporary, &self.path));
+        self.done = moved.is_ok();
+        moved.map_err(|e| Error::from(e).in_file(&self.path.to_string_lossy()))
+    }
+}
+
+impl Drop for Atomic {
+    fn drop(&mut self) {
+        if !self.done {
+            let _ = std::fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// A small file, whole: a reader sees the old one or the new one.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let fail = |e: std::io::Error| Error::from(e).in_file(&path.to_string_lossy());
-    let dir = path.parent().expect("a file has a directory");
-    std::fs::create_dir_all(dir).map_err(fail)?;
-    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
-    let mut file = LocalFile::create(&temporary).map_err(fail)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(fail)?;
-    std::fs::rename(&temporary, path).map_err(fail)
+    let mut file = Atomic::create(path)?;
+    file.write(bytes)?;
+    file.finish()
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::error::Error;
+use crate::sync::lock;
 
 /// Parts of the work, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +72,7 @@ impl Stats {
     /// Counts and lists a record that is left out.
     pub fn skip(&self, error: &Error) {
         self.skipped.fetch_add(1, Ordering::Relaxed);
-        let mut skips = self.skips.lock().expect("no thread panics here");
+        let mut skips = lock(&self.skips);
         if skips.len() < KEPT {
             skips.push(error.to_string());
         }
@@ -79,7 +80,7 @@ impl Stats {
 
     /// The first records that were left out, each with its place.
     pub fn skips(&self) -> Vec<String> {
-        self.skips.lock().expect("no thread panics here").clone()
+        lock(&self.skips).clone()
     }
 }
 

@@ -22,6 +22,15 @@ impl Stop {
         self.0.load(Ordering::Acquire)
     }
 
+    /// An error once it has been set.
+    pub fn check(&self) -> Result<()> {
+        if self.is_set() { Err(Self::error()) } else { Ok(()) }
+    }
+
+    fn error() -> Error {
+        Error::new(Kind::Misuse, "the loader was closed")
+    }
+
     /// The future's answer, or an error at most 20 ms after `set`.
     pub async fn race<T>(&self, future: impl Future<Output = T>) -> Result<T> {
         let stopped = async {
@@ -32,7 +41,7 @@ impl Stop {
         tokio::select! {
             biased;
             answer = future => Ok(answer),
-            () = stopped => Err(Error::new(Kind::Misuse, "the loader was closed")),
+            () = stopped => Err(Self::error()),
         }
     }
 }

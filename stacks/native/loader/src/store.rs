@@ -10,7 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use object_store::path::Path as ObjectPath;
-use object_store::{ClientOptions, GetOptions, ObjectStore, ObjectStoreExt, RetryConfig};
+use object_store::{ClientOptions, GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig};
+use tokio::runtime::Runtime;
 use url::Url;
 
 use crate::error::{Error, Kind, Result};
@@ -51,7 +52,16 @@ pub struct Store {
 #[derive(Debug)]
 enum Inner {
     Local,
-    Remote { store: Box<dyn ObjectStore>, base: Url, prefix: ObjectPath, runtime: tokio::runtime::Runtime },
+    Remote(Box<Remote>),
+}
+
+#[derive(Debug)]
+struct Remote {
+    store: Box<dyn ObjectStore>,
+    base: Url,
+    retries: usize,
+    runtime: Option<Runtime>,
+    process: u32,
 }
 
 /// An open file: read by range from any thread.
@@ -66,12 +76,15 @@ pub struct File {
 #[derive(Debug)]
 enum Open {
     Local(LocalFile),
-    Remote { store: Store, path: ObjectPath, etag: Option<String> },
+    Remote { store: Store, path: ObjectPath, stamp: Stamp },
 }
 
+/// A wait before a request is made again; doubled each time.
+const PAUSE: Duration = Duration::from_millis(100);
+
 impl Store {
-    /// The store of a URL or path: `s3://`, `gs://`, `http(s)://`, `file://`, or a path. Credentials and
-    /// end points of S3 and GCS come from their usual environment variables.
+    /// The store of a URL or path: `s3://`, `gs://`, `http(s)://`, `file://`, or a path; and the path in it.
+    /// Credentials and end points of S3 and GCS come from their usual environment variables.
     pub fn open(url: &str, patience: Patience) -> Result<(Self, String)> {
         if !url.contains("://") {
             return Ok((Self { inner: Arc::new(Inner::Local) }, url.to_owned()));
@@ -83,13 +96,16 @@ impl Store {
         }
         let mut base = parsed.clone();
         base.set_path("");
+        let timeout = Duration::from_secs_f64(patience.timeout_s.clamp(1e-3, 86_400.0));
         let retry = RetryConfig {
             max_retries: patience.retries,
-            retry_timeout: Duration::from_secs_f64(patience.timeout_s * (1.0 + patience.retries as f64)),
+            retry_timeout: timeout * u32::try_from(patience.retries.saturating_add(1)).unwrap_or(u32::MAX).min(1000),
             ..RetryConfig::default()
         };
-        let client =
-            ClientOptions::new().with_timeout(Duration::from_secs_f64(patience.timeout_s)).with_allow_http(true);
+        let client = ClientOptions::new()
+            .with_timeout(timeout)
+            .with_connect_timeout(timeout.min(Duration::from_secs(5)))
+            .with_allow_http(true);
         let fail = |e: object_store::Error| Error::input(format!("{url}: {e}"));
         let store: Box<dyn ObjectStore> = match parsed.scheme() {
             "s3" | "s3a" => Box::new(
@@ -122,40 +138,35 @@ impl Store {
                 )));
             }
         };
-        let prefix = ObjectPath::from_url_path(parsed.path()).map_err(|e| Error::input(format!("{url}: {e}")))?;
+        let path = ObjectPath::from_url_path(parsed.path()).map_err(|e| Error::input(format!("{url}: {e}")))?;
+        let path = if parsed.path().ends_with('/') { format!("{path}/") } else { path.to_string() };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .thread_name("stackbench-io")
             .build()?;
-        let inner = Inner::Remote { store, base, prefix: prefix.clone(), runtime };
-        Ok((Self { inner: Arc::new(inner) }, prefix.to_string()))
+        let process = std::process::id();
+        let remote = Remote { store, base, retries: patience.retries, runtime: Some(runtime), process };
+        Ok((Self { inner: Arc::new(Inner::Remote(Box::new(remote))) }, path))
+    }
+
+    /// Whether names of the other store mean the same files here.
+    pub fn is(&self, other: &Self) -> bool {
+        match (&*self.inner, &*other.inner) {
+            (Inner::Local, Inner::Local) => true,
+            (Inner::Remote(a), Inner::Remote(b)) => a.base == b.base,
+            _ => false,
+        }
     }
 
     /// Files under a path, or the file itself, in the order of their names.
     pub fn list(&self, path: &str, stop: &Stop) -> Result<Vec<(String, Stamp)>> {
         let mut found = match &*self.inner {
-            Inner::Local => list_local(Path::new(path))?,
-            Inner::Remote { store, prefix, base, runtime } => {
-                if base.scheme().starts_with("http") || !path.ends_with('/') {
-                    let head = runtime.block_on(stop.race(store.head(prefix)))?;
-                    match head {
-                        Ok(meta) => return Ok(vec![(meta.location.to_string(), stamp_of(&meta))]),
-                        Err(object_store::Error::NotFound { .. }) if !base.scheme().starts_with("http") => {}
-                        Err(error) => return Err(remote(&error).in_file(path)),
-                    }
-                }
-                let listing = runtime.block_on(stop.race(store.list(Some(prefix)).collect::<Vec<_>>()))?;
-                let mut files = Vec::new();
-                for meta in listing {
-                    let meta = meta.map_err(|e| remote(&e).in_file(path))?;
-                    files.push((meta.location.to_string(), stamp_of(&meta)));
-                }
-                files
-            }
+            Inner::Local => list_local(Path::new(path), stop)?,
+            Inner::Remote(remote) => remote.list(path, stop)?,
         };
         if found.is_empty() {
-            return Err(Error::input("no such file, and no file under it").in_file(path));
+            return Err(Error::input("no such file, and no file under it").in_file(&self.display(path)));
         }
         found.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(found)
@@ -168,15 +179,28 @@ impl Store {
                 let file = LocalFile::open(name).map_err(|e| Error::from(e).in_file(name))?;
                 let now = stamp_local(&file.metadata().map_err(|e| Error::from(e).in_file(name))?);
                 if now != *stamp {
-                    return Err(changed(name, stamp.size, now.size));
+                    return Err(changed(stamp, &now).in_file(name));
                 }
                 Open::Local(file)
             }
-            Inner::Remote { .. } => {
-                Open::Remote { store: self.clone(), path: ObjectPath::from(name), etag: stamp.etag.clone() }
+            Inner::Remote(_) => {
+                Open::Remote { store: self.clone(), path: ObjectPath::from(name), stamp: stamp.clone() }
             }
         };
-        Ok(File { name: name.into(), size: stamp.size, kind: Arc::new(kind), stop: stop.clone() })
+        Ok(File { name: self.display(name).into(), size: stamp.size, kind: Arc::new(kind), stop: stop.clone() })
+    }
+
+    /// A file's name as messages have it: with its store.
+    pub fn display(&self, name: &str) -> String {
+        match &*self.inner {
+            Inner::Local => name.to_owned(),
+            Inner::Remote(remote) => {
+                let mut url = remote.base.clone();
+                let _ = url.set_password(None);
+                url.set_query(None);
+                format!("{}/{name}", url.as_str().trim_end_matches('/'))
+            }
+        }
     }
 
     /// The path on the local file system, where there is one.
@@ -185,11 +209,105 @@ impl Store {
     }
 }
 
-fn changed(name: &str, was: u64, is: u64) -> Error {
-    let what =
-        if was == is { "its modification time is another".into() } else { format!("{was} bytes then, {is} now") };
+impl Remote {
+    fn wait<T>(&self, stop: &Stop, work: impl Future<Output = object_store::Result<T>>) -> Result<T> {
+        let Some(runtime) = self.runtime.as_ref().filter(|_| std::process::id() == self.process) else {
+            return Err(Error::new(Kind::Misuse, "a store of another process: make a loader in each process"));
+        };
+        runtime.block_on(stop.race(work))?.map_err(|error| wrong(&error))
+    }
+
+    fn list(&self, path: &str, stop: &Stop) -> Result<Vec<(String, Stamp)>> {
+        let place = |e: Error| e.in_file(&format!("{}/{path}", self.base.as_str().trim_end_matches('/')));
+        let prefix = ObjectPath::from(path);
+        let only_files = self.base.scheme().starts_with("http");
+        if only_files && path.ends_with('/') {
+            return Err(place(Error::input("HTTP has no listing; valid: the URL of each file")));
+        }
+        if !path.is_empty() && !path.ends_with('/') {
+            let head = async {
+                match self.store.head(&prefix).await {
+                    Err(object_store::Error::NotFound { .. }) if !only_files => Ok(None), // it may be a prefix
+                    other => other.map(Some),
+                }
+            };
+            if let Some(meta) = self.wait(stop, head).map_err(place)? {
+                return Ok(vec![(meta.location.to_string(), stamp_of(&meta))]);
+            }
+        }
+        let listing = async {
+            let mut found = Vec::new();
+            let mut objects = self.store.list(Some(&prefix));
+            while let Some(meta) = objects.next().await {
+                found.push(meta?);
+            }
+            Ok(found)
+        };
+        let found = self.wait(stop, listing).map_err(place)?;
+        let hidden = |meta: &ObjectMeta| {
+            let mut parts = meta.location.prefix_match(&prefix).into_iter().flatten();
+            parts.any(|part| part.as_ref().starts_with('.'))
+        };
+        Ok(found.iter().filter(|meta| !hidden(meta)).map(|meta| (meta.location.to_string(), stamp_of(meta))).collect())
+    }
+
+    /// A range of an object. `object_store` makes requests again that fail before their body begins; a body
+    /// that breaks off or comes too late is asked for again here.
+    async fn get(&self, path: &ObjectPath, stamp: &Stamp, range: Range<u64>) -> object_store::Result<Bytes> {
+        // If-Match compares strongly: a weak tag would never match, and is compared in the answer.
+        let strong = stamp.etag.clone().filter(|etag| !etag.starts_with("W/"));
+        let mut pause = PAUSE;
+        for attempt in 0.. {
+            let options =
+                GetOptions { if_match: strong.clone(), range: Some(range.clone().into()), ..GetOptions::default() };
+            let answer = self.store.get_opts(path, options).await?;
+            let now = stamp_of(&answer.meta);
+            let same = match (&stamp.etag, &now.etag) {
+                (Some(then), Some(now)) => then == now,
+                _ => stamp.modified_ns == now.modified_ns,
+            };
+            if !same || now.size != stamp.size {
+                let source = changed(stamp, &now).into();
+                return Err(object_store::Error::Precondition { path: path.to_string(), source });
+            }
+            let wanted = range.end - range.start;
+            let problem = match answer.bytes().await {
+                Ok(bytes) if bytes.len() as u64 == wanted => return Ok(bytes),
+                Ok(bytes) => {
+                    let message = format!("the store gave {} of {wanted} bytes", bytes.len());
+                    object_store::Error::Generic { store: "remote", source: message.into() }
+                }
+                Err(error) => error,
+            };
+            if attempt >= self.retries {
+                return Err(problem);
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(5));
+        }
+        unreachable!("the last attempt returns")
+    }
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            if std::process::id() == self.process {
+                runtime.shutdown_background(); // a look-up of a name that hangs is not waited for
+            } else {
+                std::mem::forget(runtime); // a fork has not copied its thread
+            }
+        }
+    }
+}
+
+fn changed(then: &Stamp, now: &Stamp) -> Error {
+    let what = if then.size == now.size {
+        "it was written again".into()
+    } else {
+        format!("{} bytes then, {} now", then.size, now.size)
+    };
     Error::new(Kind::Changed, format!("the file changed since the manifest was built: {what}; build a new loader"))
-        .in_file(name)
 }
 
 fn stamp_local(meta: &std::fs::Metadata) -> Stamp {
@@ -197,25 +315,31 @@ fn stamp_local(meta: &std::fs::Metadata) -> Stamp {
     Stamp { size: meta.len(), modified_ns, etag: None }
 }
 
-fn stamp_of(meta: &object_store::ObjectMeta) -> Stamp {
+fn stamp_of(meta: &ObjectMeta) -> Stamp {
     let modified_ns = i128::from(meta.last_modified.timestamp()) * 1_000_000_000;
     Stamp { size: meta.size, modified_ns, etag: meta.e_tag.clone() }
 }
 
-fn remote(error: &object_store::Error) -> Error {
+fn wrong(error: &object_store::Error) -> Error {
     match error {
-        object_store::Error::Precondition { .. } => {
-            Error::new(Kind::Changed, "the object changed since the manifest was built; build a new loader")
+        object_store::Error::Precondition { source, .. } => {
+            source.downcast_ref::<Error>().cloned().unwrap_or_else(|| {
+                Error::new(Kind::Changed, "the object changed since the manifest was built; build a new loader")
+            })
         }
         other => Error::new(Kind::Io, other.to_string()),
     }
 }
 
-fn list_local(path: &Path) -> Result<Vec<(String, Stamp)>> {
+fn list_local(path: &Path, stop: &Stop) -> Result<Vec<(String, Stamp)>> {
+    stop.check()?;
     let fail = |e: std::io::Error| Error::from(e).in_file(&path.to_string_lossy());
     let meta = std::fs::metadata(path).map_err(fail)?;
     if meta.is_file() {
         return Ok(vec![(path.to_string_lossy().into_owned(), stamp_local(&meta))]);
+    }
+    if !meta.is_dir() {
+        return Err(Error::input("neither a file nor a directory").in_file(&path.to_string_lossy()));
     }
     let mut found = Vec::new();
     for entry in std::fs::read_dir(path).map_err(fail)? {
@@ -223,7 +347,7 @@ fn list_local(path: &Path) -> Result<Vec<(String, Stamp)>> {
         if entry.file_name().as_encoded_bytes().starts_with(b".") {
             continue; // hidden files are nobody's corpus
         }
-        found.extend(list_local(&entry.path())?);
+        found.extend(list_local(&entry.path(), stop)?);
     }
     Ok(found)
 }
@@ -242,8 +366,8 @@ impl File {
     /// `length` bytes from `start`; an error where the file is shorter.
     pub fn read(&self, start: u64, length: usize) -> Result<Bytes> {
         let end = self.end_of(start, length)?;
-        if let Open::Remote { store, path, etag } = &*self.kind {
-            return self.fetch(store, path, etag.clone(), start..end);
+        if let Open::Remote { store, path, stamp } = &*self.kind {
+            return self.fetch(store, path, stamp, start..end);
         }
         let mut buffer = Vec::new();
         self.read_into(start, length, &mut buffer)?;
@@ -257,51 +381,36 @@ impl File {
             Open::Local(file) => {
                 buffer.resize(length, 0);
                 file.read_exact_at(buffer, start).map_err(|error| {
-                    if error.kind() == std::io::ErrorKind::UnexpectedEof {
-                        changed(&self.name, self.size, file.metadata().map_or(0, |m| m.len()))
+                    let error = if error.kind() == std::io::ErrorKind::UnexpectedEof {
+                        let then = Stamp { size: self.size, modified_ns: 0, etag: None };
+                        changed(&then, &Stamp { size: file.metadata().map_or(0, |m| m.len()), ..then.clone() })
                     } else {
-                        Error::from(error).in_file(&self.name)
-                    }
+                        Error::from(error)
+                    };
+                    error.in_file(&self.name)
                 })
             }
-            Open::Remote { store, path, etag } => {
+            Open::Remote { store, path, stamp } => {
                 buffer.clear();
-                buffer.extend_from_slice(&self.fetch(store, path, etag.clone(), start..end)?);
+                buffer.extend_from_slice(&self.fetch(store, path, stamp, start..end)?);
                 Ok(())
             }
         }
     }
 
     fn end_of(&self, start: u64, length: usize) -> Result<u64> {
+        self.stop.check()?;
         start.checked_add(length as u64).filter(|end| *end <= self.size).ok_or_else(|| {
             let message = format!("truncated: bytes {start}..+{length} of a file of {}", self.size);
             Error::data(message).in_file(&self.name)
         })
     }
 
-    fn fetch(&self, store: &Store, path: &ObjectPath, etag: Option<String>, range: Range<u64>) -> Result<Bytes> {
-        let Inner::Remote { store, runtime, .. } = &*store.inner else { unreachable!("a remote file") };
-        let wanted = range.end - range.start;
-        let mut options = GetOptions { if_match: etag, ..GetOptions::default() };
-        options.range = Some(range.into());
-        let bytes = runtime.block_on(self.stop.race(async {
-            match store.get_opts(path, options).await {
-                Ok(answer) => answer.bytes().await,
-                Err(error) => Err(error),
-            }
-        }))?;
-        let bytes = bytes.map_err(|e| remote(&e).in_file(&self.name))?;
-        if bytes.len() as u64 == wanted {
-            Ok(bytes)
-        } else {
-            let message = format!("the store gave {} of {wanted} bytes", bytes.len());
-            Err(Error::new(Kind::Io, message).in_file(&self.name))
+    fn fetch(&self, store: &Store, path: &ObjectPath, stamp: &Stamp, range: Range<u64>) -> Result<Bytes> {
+        let Inner::Remote(remote) = &*store.inner else { return Err(Error::input("no store")) };
+        if range.is_empty() {
+            return Ok(Bytes::new());
         }
-    }
-}
-
-impl parquet::file::reader::Length for File {
-    fn len(&self) -> u64 {
-        self.size
+        remote.wait(&self.stop, remote.get(path, stamp, range)).map_err(|e| e.in_file(&self.name))
     }
 }

@@ -1,4 +1,4 @@
-//! int32 memory of a batch, for whoever takes it: Python's buffer protocol and DLPack, without a copy.
+//! int32 memory of a batch, for whoever takes it: Python's buffer protocol and `DLPack`, without a copy.
 
 use std::ffi::{CStr, c_int, c_void};
 
@@ -43,7 +43,7 @@ impl Array {
         pyo3::types::PyTuple::new(py, self.shape.iter())
     }
 
-    /// A NumPy array of this memory.
+    /// A `NumPy` array of this memory.
     fn numpy<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         slf.py().import("numpy")?.call_method1("asarray", (slf,))
     }
@@ -58,6 +58,7 @@ impl Array {
         slf.py().import("jax.dlpack")?.call_method1("from_dlpack", (slf,))
     }
 
+    #[expect(clippy::unused_self, reason = "Python calls it as a method")]
     fn __dlpack_device__(&self) -> (i32, i32) {
         (1, 0) // kDLCPU
     }
@@ -140,7 +141,7 @@ impl Array {
         let numpy = slf.py().import("numpy")?;
         let plain =
             numpy.call_method1("frombuffer", (slf, "int32"))?.call_method1("reshape", (slf.get().shape(slf.py())?,))?;
-        if args.is_empty() && kwargs.is_none_or(|given| given.is_empty()) {
+        if args.is_empty() && kwargs.is_none_or(PyDictMethods::is_empty) {
             return Ok(plain);
         }
         let args: Vec<Bound<'py, PyAny>> = std::iter::once(plain).chain(args.iter()).collect();

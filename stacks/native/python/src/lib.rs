@@ -3,8 +3,9 @@
 mod array;
 
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use pyo3::create_exception;
@@ -26,6 +27,7 @@ create_exception!(stackbench_native, ChangedError, PyOSError, "A file changed si
 /// How long a wait lasts before Python's signals are looked at.
 const GLANCE: Duration = Duration::from_millis(50);
 
+#[expect(clippy::needless_pass_by_value, reason = "map_err gives it away")]
 fn raise(error: core::Error) -> PyErr {
     let text = error.to_string();
     match error.kind {
@@ -33,7 +35,39 @@ fn raise(error: core::Error) -> PyErr {
         core::Kind::Data => DataError::new_err(text),
         core::Kind::Io => PyOSError::new_err(text),
         core::Kind::Changed => ChangedError::new_err(text),
-        core::Kind::Misuse => PyRuntimeError::new_err(text),
+        core::Kind::Misuse | core::Kind::Bug => PyRuntimeError::new_err(text),
+    }
+}
+
+#[expect(clippy::redundant_closure_for_method_calls, reason = "the method alone is not general enough")]
+/// Work that may wait for a store, in a thread of its own, so that Ctrl-C ends it.
+fn interruptible<T: Send>(py: Python<'_>, work: impl FnOnce(&core::Stop) -> core::Result<T> + Send) -> PyResult<T> {
+    let stop = core::Stop::default();
+    let mut interrupt = None;
+    let made = py.detach(|| {
+        let (send, receive) = sync_channel(1);
+        std::thread::scope(|scope| {
+            let stop = &stop;
+            scope.spawn(move || send.send(work(stop)));
+            loop {
+                match receive.recv_timeout(GLANCE) {
+                    Ok(made) => return Some(made),
+                    Err(RecvTimeoutError::Disconnected) => return None, // it panicked: the scope says so
+                    Err(RecvTimeoutError::Timeout) if interrupt.is_none() => {
+                        interrupt = Python::attach(|py| py.check_signals()).err();
+                        if interrupt.is_some() {
+                            stop.set();
+                        }
+                    }
+                    Err(RecvTimeoutError::Timeout) => {}
+                }
+            }
+        })
+    });
+    match (interrupt, made) {
+        (Some(error), _) => Err(error),
+        (None, Some(made)) => made.map_err(raise),
+        (None, None) => Err(PyRuntimeError::new_err("a thread of the loader panicked: see standard error")),
     }
 }
 
@@ -80,7 +114,7 @@ enum Pinned {
 #[pyclass(frozen, module = "stackbench_native")]
 struct Batch {
     inner: core::Batch,
-    batch: usize,
+    rows: usize,
     row: usize,
 }
 
@@ -88,19 +122,19 @@ struct Batch {
 impl Batch {
     #[getter]
     fn tokens(&self) -> Array {
-        Array::new(self.inner.tokens.clone(), &[self.batch, self.row])
+        Array::new(self.inner.tokens.clone(), &[self.rows, self.row])
     }
     #[getter]
     fn positions(&self) -> Option<Array> {
-        self.inner.positions.clone().map(|data| Array::new(data, &[self.batch, self.row]))
+        self.inner.positions.clone().map(|data| Array::new(data, &[self.rows, self.row]))
     }
     #[getter]
     fn segments(&self) -> Option<Array> {
-        self.inner.segments.clone().map(|data| Array::new(data, &[self.batch, self.row]))
+        self.inner.segments.clone().map(|data| Array::new(data, &[self.rows, self.row]))
     }
     #[getter]
     fn lengths(&self) -> Array {
-        Array::new(self.inner.lengths.clone(), &[self.batch])
+        Array::new(self.inner.lengths.clone(), &[self.rows])
     }
     #[getter]
     fn lane(&self) -> u64 {
@@ -113,7 +147,7 @@ impl Batch {
     fn __repr__(&self) -> String {
         format!(
             "Batch(tokens=int32[{}, {}], lane={}, padding={})",
-            self.batch, self.row, self.inner.lane, self.inner.padding
+            self.rows, self.row, self.inner.lane, self.inner.padding
         )
     }
 }
@@ -126,7 +160,7 @@ struct Loader {
 
 impl Loader {
     fn get(&self) -> std::sync::Arc<core::Loader> {
-        self.inner.lock().expect("no thread panics here").clone()
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -144,7 +178,7 @@ impl Loader {
         world_size=1, lanes=None, epochs=Some(1), threads=0, depth=8, positions=false, segments=false, drop_last=false,
         on_error="error", engine="auto", text_field="text", end_of_text=None, pinned=Pinned::Wanted(false), cache=None,
         segment_bytes=None, retries=4, timeout_s=30.0, state=None))]
-    #[allow(clippy::too_many_arguments, clippy::fn_params_excessive_bools)]
+    #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
     fn new(
         py: Python<'_>,
         sources: Sources,
@@ -207,7 +241,7 @@ impl Loader {
             patience: core::Patience { retries, timeout_s },
         };
         let states = state.map(states).transpose()?.unwrap_or_default();
-        let loader = py.detach(|| core::Loader::resume(config, &states)).map_err(raise)?;
+        let loader = interruptible(py, |stop| core::Loader::open(config, &states, stop))?;
         if let Some(tokenizer) = loader.tokenizer().filter(|tokenizer| !tokenizer.warning.is_empty()) {
             let category = py.get_type::<pyo3::exceptions::PyRuntimeWarning>();
             let text = std::ffi::CString::new(tokenizer.warning.replace('\0', " "))?;
@@ -224,12 +258,12 @@ impl Loader {
         let loader = self.get();
         loop {
             match py.detach(|| loader.next(GLANCE)).map_err(raise)? {
-                Some(Some(inner)) => {
+                core::Next::Batch(inner) => {
                     let config = loader.config();
-                    return Ok(Batch { inner, batch: config.batch, row: config.sequence + 1 });
+                    return Ok(Batch { inner, rows: config.batch, row: config.sequence + 1 });
                 }
-                Some(None) => return Err(PyStopIteration::new_err(())),
-                None => py.check_signals()?,
+                core::Next::End => return Err(PyStopIteration::new_err(())),
+                core::Next::Late => py.check_signals()?,
             }
         }
     }
@@ -241,7 +275,7 @@ impl Loader {
     fn load_state_dict(&self, py: Python<'_>, state: &Bound<'_, PyAny>) -> PyResult<()> {
         let (old, states) = (self.get(), states(state)?);
         let new = py.detach(|| old.resumed(&states)).map_err(raise)?;
-        *self.inner.lock().expect("no thread panics here") = std::sync::Arc::new(new);
+        *self.inner.lock().unwrap_or_else(PoisonError::into_inner) = std::sync::Arc::new(new);
         py.detach(|| old.close());
         Ok(())
     }
@@ -253,6 +287,7 @@ impl Loader {
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let loader = self.get();
+        loader.check_process().map_err(raise)?;
         let stats = &loader.shared().common.stats;
         let out = PyDict::new(py);
         for (name, counter) in [
@@ -302,7 +337,7 @@ impl Loader {
 #[pyfunction]
 #[pyo3(signature = (sources, tokenizer, out, *, format=None, threads=0, on_error="error", engine="auto",
     text_field="text", end_of_text=None, progress=None))]
-#[allow(clippy::too_many_arguments)]
+#[expect(clippy::too_many_arguments, reason = "keywords in Python")]
 fn tokenize<'py>(
     py: Python<'py>,
     sources: Sources,
@@ -327,13 +362,10 @@ fn tokenize<'py>(
         ..core::Config::new("", tokenizer, 1, 2048)
     };
     let mut failed = None;
-    let done = py.detach(|| {
-        core::tokenize(&config, &out, |tokens| {
-            let told = Python::attach(|py| {
-                py.check_signals()?;
-                progress.as_ref().map_or(Ok(()), |call| call.call1(py, (tokens,)).map(|_| ()))
-            });
-            told.map_err(|error| {
+    let done = interruptible(py, |stop| {
+        core::tokenize(&config, &out, stop, |tokens| {
+            let Some(call) = &progress else { return Ok(()) };
+            Python::attach(|py| call.call1(py, (tokens,)).map(|_| ())).map_err(|error| {
                 failed = Some(error);
                 core::Error::new(core::Kind::Misuse, "ended by the caller")
             })
@@ -342,14 +374,14 @@ fn tokenize<'py>(
     if let Some(error) = failed {
         return Err(error);
     }
-    let header = done.map_err(raise)?;
+    let header = done?;
     py.import("json")?.call_method1("loads", (header.to_json(),))
 }
 
 /// Builds manifest and, for shuffle "global", document index of a corpus in `cache`; see the type stub.
 #[pyfunction]
 #[pyo3(signature = (sources, cache, *, sequence=2048, shuffle="none", format=None, text_field="text", segment_bytes=None))]
-#[allow(clippy::too_many_arguments)]
+#[expect(clippy::too_many_arguments, reason = "keywords in Python")]
 fn index(
     py: Python<'_>,
     sources: Sources,
@@ -370,7 +402,7 @@ fn index(
         text_field: text_field.to_owned(),
         ..core::Config::new("", "", 1, sequence)
     };
-    let made = py.detach(|| core::Opened::index(&config)).map_err(raise)?;
+    let made = interruptible(py, |stop| core::Opened::index(&config, stop))?;
     Ok((made.manifest.clone(), made.blocks, made.documents))
 }
 
