@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stacks.train.spec import Axis
-from stacks.train.spec import _axis_value as axis_value  # one check of axes for every domain
+from stacks.train.spec import Axis, axis_value
 
 WORKLOADS = {
     "load/synthetic": "seeded generated text: as much as the axis `megabytes` says",

@@ -384,7 +384,7 @@ def resolve_axes(model: Model, axes: Mapping[str, Any], device_kind: str) -> dic
     full = {}
     for name, axis in AXES.items():
         value = axes.get(name, defaults.get(name, axis.default))
-        full[name] = _axis_value(name, axis, value)
+        full[name] = axis_value(name, axis, value)
     if full["batch"] % full["accumulation"]:
         raise ValueError(f"batch {full['batch']} is not a multiple of accumulation {full['accumulation']}")
     rows = full["batch"] * full["sequence"] // full["accumulation"]
@@ -395,7 +395,7 @@ def resolve_axes(model: Model, axes: Mapping[str, Any], device_kind: str) -> dic
     return full
 
 
-def _axis_value(name: str, axis: Axis, value: Any) -> Any:
+def axis_value(name: str, axis: Axis, value: Any) -> Any:
     if axis.values:
         if value not in axis.values:
             raise ValueError(f"axis {name} = {value!r}; valid values: {', '.join(axis.values)}")
