@@ -337,7 +337,7 @@ impl Loader {
 #[pyfunction]
 #[pyo3(signature = (sources, tokenizer, out, *, format=None, threads=0, on_error="error", engine="auto",
     text_field="text", end_of_text=None, progress=None))]
-#[expect(clippy::too_many_arguments, reason = "keywords in Python")]
+#[expect(clippy::too_many_arguments, clippy::needless_pass_by_value, reason = "keywords in Python")]
 fn tokenize<'py>(
     py: Python<'py>,
     sources: Sources,
