@@ -17,6 +17,7 @@ use crate::store::File;
 use crate::sync::lock;
 
 const MOST_ROWS: u64 = 1 << 31;
+const WINDOW: usize = 1 << 20;
 const CHUNK: usize = 8 << 10; // page headers are read this way; the pages themselves come through `get_bytes`
 
 /// A file as the Parquet reader sees it; it remembers our own error, which the reader turns into text.
@@ -24,19 +25,34 @@ const CHUNK: usize = 8 << 10; // page headers are read this way; the pages thems
 pub struct Watched {
     file: File,
     failed: Arc<Mutex<Option<Error>>>,
+    /// What a store gave last, and from where: pages are small, and requests slow.
+    window: Arc<Mutex<(u64, Bytes)>>,
 }
 
 impl Watched {
     fn new(file: File) -> Self {
-        Self { file, failed: Arc::default() }
+        Self { file, failed: Arc::default(), window: Arc::default() }
     }
 
     fn read(&self, start: u64, length: usize) -> Result<Bytes> {
-        let bytes = self.file.read(start, length);
+        let bytes =
+            if self.file.is_remote() { self.through_window(start, length) } else { self.file.read(start, length) };
         if let Err(error) = &bytes {
             lock(&self.failed).get_or_insert_with(|| error.clone());
         }
         bytes
+    }
+
+    fn through_window(&self, start: u64, length: usize) -> Result<Bytes> {
+        let mut window = lock(&self.window);
+        let within =
+            start.checked_sub(window.0).map(|at| at as usize).filter(|at| at.saturating_add(length) <= window.1.len());
+        if let Some(at) = within {
+            return Ok(window.1.slice(at..at + length));
+        }
+        let wanted = length.max(WINDOW).min(self.file.size().saturating_sub(start) as usize).max(length);
+        *window = (start, self.file.read(start, wanted)?);
+        Ok(window.1.slice(..length))
     }
 
     /// Why reading failed: the file, or what is in it.

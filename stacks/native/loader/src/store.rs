@@ -224,26 +224,26 @@ impl Remote {
         if only_files && path.ends_with('/') {
             return Err(place(Error::input("HTTP has no listing; valid: the URL of each file")));
         }
-        if !path.is_empty() && !path.ends_with('/') {
+        let mut found = Vec::new();
+        if !only_files {
+            let listing = async {
+                let mut objects = self.store.list(Some(&prefix));
+                while let Some(meta) = objects.next().await {
+                    found.push(meta?);
+                }
+                Ok(())
+            };
+            self.wait(stop, listing).map_err(place)?;
+        }
+        if found.is_empty() && !path.is_empty() && !path.ends_with('/') {
             let head = async {
                 match self.store.head(&prefix).await {
-                    Err(object_store::Error::NotFound { .. }) if !only_files => Ok(None), // it may be a prefix
+                    Err(object_store::Error::NotFound { .. }) if !only_files => Ok(None), // the caller says so
                     other => other.map(Some),
                 }
             };
-            if let Some(meta) = self.wait(stop, head).map_err(place)? {
-                return Ok(vec![(meta.location.to_string(), stamp_of(&meta))]);
-            }
+            found.extend(self.wait(stop, head).map_err(place)?);
         }
-        let listing = async {
-            let mut found = Vec::new();
-            let mut objects = self.store.list(Some(&prefix));
-            while let Some(meta) = objects.next().await {
-                found.push(meta?);
-            }
-            Ok(found)
-        };
-        let found = self.wait(stop, listing).map_err(place)?;
         let hidden = |meta: &ObjectMeta| {
             let mut parts = meta.location.prefix_match(&prefix).into_iter().flatten();
             parts.any(|part| part.as_ref().starts_with('.'))
@@ -361,6 +361,11 @@ impl File {
     /// Bytes, as the manifest says.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Whether each read is a request.
+    pub fn is_remote(&self) -> bool {
+        matches!(*self.kind, Open::Remote { .. })
     }
 
     /// `length` bytes from `start`; an error where the file is shorter.

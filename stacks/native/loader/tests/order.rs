@@ -290,8 +290,8 @@ proptest! {
         for (number, part) in lines.chunks(lines.len().div_ceil(files)).enumerate() {
             let mut text = String::new();
             for (blank, content, empty) in part {
-                text += &format!("{blank}{}", serde_json::json!({"text": content}));
-                text.push_str(&"\n".repeat(1 + empty));
+                let line = serde_json::json!({"text": content}).to_string();
+                text.extend([blank, &line, &"\n".repeat(1 + empty)].map(String::as_str));
                 expected.extend((!content.is_empty()).then(|| content.clone()));
             }
             let text = if ends { text.as_str() } else { text.trim_end_matches('\n') };
