@@ -36,7 +36,8 @@ Job = Mapping[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
 PICKLES = "STACKBENCH_PICKLES"  # variable: the folder where processes count what they pickle
 HASH_BYTES = 16
-CONSUMER_BATCHES, CONSUMER_S = 200, 1.5  # of the look at what a ready batch costs
+CONSUMER_BATCHES, CONSUMER_S = 200, 3.0  # of the look at what a ready batch costs
+CONSUMER_FIRST, CONSUMER_PAUSE_S = 8, 0.02  # batches that say how long to wait, and the least of that
 
 
 def module_of(path: str) -> ModuleType:
@@ -243,18 +244,22 @@ def run_breakdown(job: Job, channel: Channel) -> None:
 
 
 def run_consumer(job: Job, channel: Channel) -> None:
-    """What the consumer's own `next` costs while a batch is ready: it is asked for late."""
+    """What the consumer's own `next` costs while a batch is ready: it is asked for late, by a thread that was
+    busy until then. One that slept would measure how a CPU wakes, which costs more than any loader here."""
     loader = make(job)
-    batches, pause, costs = iter(loader.batches()), 0.0, []
+    batches, costs = iter(loader.batches()), []
     begin = time.perf_counter()
-    for index in range(CONSUMER_BATCHES):
-        time.sleep(pause)
+    made = sum(next(batches, None) is not None for _ in range(CONSUMER_FIRST))
+    pause = max(CONSUMER_PAUSE_S, 2 * (time.perf_counter() - begin) / max(made, 1))
+    begin = time.perf_counter()
+    while len(costs) < CONSUMER_BATCHES and time.perf_counter() - begin < CONSUMER_S:
+        due = time.perf_counter() + pause
+        while time.perf_counter() < due:
+            pass
         start = time.perf_counter_ns()
-        if next(batches, None) is None or time.perf_counter() - begin > CONSUMER_S:
+        if next(batches, None) is None:
             break
-        if index:
-            costs.append((time.perf_counter_ns() - start) / 1e3)
-        pause = min(max(2e-3, 2 * (time.perf_counter() - begin) / (index + 1)), 0.05) if index > 3 else 0.02
+        costs.append((time.perf_counter_ns() - start) / 1e3)
     if costs:
         channel.metric("consumer_us_per_batch", statistics.median(costs), "us", phase="consumer")
         channel.metric("consumer_batches", len(costs), "1", phase="consumer")
