@@ -138,9 +138,34 @@ fn unicode(bytes: &[u8]) -> Option<(char, &[u8])> {
     Some((char::from_u32(code).filter(|_| pair)?, &rest[6..]))
 }
 
+/// How deep objects and lists may lie in each other (as in `serde_json`): the parser calls itself for each, and a
+/// stack that overflows ends the process.
+const DEEPEST: usize = 128;
+
+fn too_deep(line: &[u8]) -> bool {
+    if memchr::memchr2_iter(b'{', b'[', line).nth(DEEPEST).is_none() {
+        return false; // the common case, quickly
+    }
+    let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
+    line.iter().any(|byte| {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'{' | b'[' if !in_string => depth += 1,
+            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        depth > DEEPEST
+    })
+}
+
 /// Any object, by the book.
 fn parse<'a>(line: &'a [u8], field: &str) -> Result<Option<Cow<'a, str>>> {
     let text = simdutf8::compat::from_utf8(line).map_err(|e| Error::data(format!("not UTF-8: {e}")))?;
+    if too_deep(line) {
+        return Err(Error::data(format!("malformed JSON: nested more than {DEEPEST} deep")));
+    }
     let mut deserializer = sonic_rs::Deserializer::from_str(text);
     let found = Object { field }
         .deserialize(&mut deserializer)

@@ -19,6 +19,8 @@ compile_error!("shards are little-endian, and are mapped as they lie");
 mod buffer;
 pub mod dlpack;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 mod json;
 mod loader;
 mod pack;

@@ -187,6 +187,10 @@ pub struct State {
 }
 
 impl State {
+    pub(crate) fn identity(&self) -> &str {
+        &self.identity
+    }
+
     /// As JSON, for a checkpoint.
     ///
     /// # Panics
@@ -340,8 +344,60 @@ impl Loader {
         Self::start(self.opened.clone(), self.config.clone(), states)
     }
 
+    /// The state from which a rank starts.
+    pub(crate) fn begin(config: &Config, states: &[State], lanes: u64, identity: &str) -> Result<State> {
+        let own = (0..lanes).filter(|lane| lane % config.world_size == config.rank);
+        let sources = vec![Position::default(); config.sources.len()];
+        let mut state = State {
+            version: VERSION,
+            identity: identity.to_owned(),
+            delivered: 0,
+            world_size: config.world_size,
+            lanes: BTreeMap::new(),
+        };
+        let Some(first) = states.first() else {
+            state.lanes = own.map(|lane| (lane, LaneState { batches: 0, rows: 0, sources: sources.clone() })).collect();
+            return Ok(state);
+        };
+        let mut known: BTreeMap<u64, &LaneState> = BTreeMap::new();
+        for given in states {
+            if given.version != VERSION || given.identity != identity {
+                return Err(Error::input(
+                    "the state is of another corpus, tokenizer or configuration (everything but threads, depth, rank, \
+                 world_size and epochs must be the same)",
+                ));
+            }
+            if given.delivered != first.delivered {
+                return Err(Error::input(format!(
+                    "states of different moments: {} and {} batches delivered; valid: states of all ranks after the same step",
+                    first.delivered, given.delivered
+                )));
+            }
+            let sound = |at: &LaneState| {
+                let numbers = at.sources.iter().flat_map(|p| [p.epoch, p.turn, p.segment, p.row]);
+                at.sources.len() == config.sources.len()
+                    && numbers.chain([at.batches, at.rows]).all(|n| n < LARGEST_COUNT)
+            };
+            if given.delivered >= LARGEST_COUNT || !given.lanes.values().all(sound) {
+                return Err(Error::input("the state is damaged: a number in it is none that a loader writes"));
+            }
+            known.extend(given.lanes.iter().map(|(lane, at)| (*lane, at)));
+        }
+        for lane in own {
+            let Some(at) = known.get(&lane) else {
+                return Err(Error::input(format!(
+                    "the states do not say where lane {lane} stands; valid: the states of all {} ranks",
+                    first.world_size
+                )));
+            };
+            state.lanes.insert(lane, (*at).clone());
+        }
+        state.delivered = first.delivered;
+        Ok(state)
+    }
+
     fn start(opened: Opened, config: Config, states: &[State]) -> Result<Self> {
-        let state = begin(&config, states, opened.lanes, &opened.identity)?;
+        let state = Self::begin(&config, states, opened.lanes, &opened.identity)?;
         let mut own: Vec<(u64, LaneState)> = state.lanes.iter().map(|(lane, at)| (*lane, at.clone())).collect();
         own.sort_by_key(|(lane, at)| (at.batches, *lane)); // lanes deliver in turn
         let shared = Arc::new(opened.shared(&config, &own)?);
@@ -534,55 +590,4 @@ fn identity(
     );
     hasher.update(choices.as_bytes());
     hasher.finalize().to_hex()[..32].to_owned()
-}
-
-/// The state from which this rank starts.
-fn begin(config: &Config, states: &[State], lanes: u64, identity: &str) -> Result<State> {
-    let own = (0..lanes).filter(|lane| lane % config.world_size == config.rank);
-    let sources = vec![Position::default(); config.sources.len()];
-    let mut state = State {
-        version: VERSION,
-        identity: identity.to_owned(),
-        delivered: 0,
-        world_size: config.world_size,
-        lanes: BTreeMap::new(),
-    };
-    let Some(first) = states.first() else {
-        state.lanes = own.map(|lane| (lane, LaneState { batches: 0, rows: 0, sources: sources.clone() })).collect();
-        return Ok(state);
-    };
-    let mut known: BTreeMap<u64, &LaneState> = BTreeMap::new();
-    for given in states {
-        if given.version != VERSION || given.identity != identity {
-            return Err(Error::input(
-                "the state is of another corpus, tokenizer or configuration (everything but threads, depth, rank, \
-                 world_size and epochs must be the same)",
-            ));
-        }
-        if given.delivered != first.delivered {
-            return Err(Error::input(format!(
-                "states of different moments: {} and {} batches delivered; valid: states of all ranks after the same step",
-                first.delivered, given.delivered
-            )));
-        }
-        let sound = |at: &LaneState| {
-            let numbers = at.sources.iter().flat_map(|p| [p.epoch, p.turn, p.segment, p.row]);
-            at.sources.len() == config.sources.len() && numbers.chain([at.batches, at.rows]).all(|n| n < LARGEST_COUNT)
-        };
-        if given.delivered >= LARGEST_COUNT || !given.lanes.values().all(sound) {
-            return Err(Error::input("the state is damaged: a number in it is none that a loader writes"));
-        }
-        known.extend(given.lanes.iter().map(|(lane, at)| (*lane, at)));
-    }
-    for lane in own {
-        let Some(at) = known.get(&lane) else {
-            return Err(Error::input(format!(
-                "the states do not say where lane {lane} stands; valid: the states of all {} ranks",
-                first.world_size
-            )));
-        };
-        state.lanes.insert(lane, (*at).clone());
-    }
-    state.delivered = first.delivered;
-    Ok(state)
 }

@@ -1,6 +1,7 @@
 //! Parquet: row groups of one string column, read a segment at a time.
 
 use std::io::Read;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
 use arrow_array::cast::AsArray;
@@ -41,6 +42,14 @@ impl Watched {
             lock(&self.failed).get_or_insert_with(|| error.clone());
         }
         bytes
+    }
+
+    /// Calls the reader, which panics on some damaged files.
+    fn guarded<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+            let said = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+            Err(self.wrong(&said.unwrap_or("its reader panicked")))
+        })
     }
 
     fn through_window(&self, start: u64, length: usize) -> Result<Bytes> {
@@ -122,7 +131,11 @@ fn builder(file: &Watched, field: &str) -> Result<(ParquetRecordBatchReaderBuild
 /// (rows, bytes of the text column) of each row group, from the footer.
 pub fn groups(file: File, field: &str) -> Result<Vec<(u64, u64)>> {
     let file = Watched::new(file);
-    let (builder, column) = builder(&file, field)?;
+    file.guarded(|| read_groups(&file, field))
+}
+
+fn read_groups(file: &Watched, field: &str) -> Result<Vec<(u64, u64)>> {
+    let (builder, column) = builder(file, field)?;
     let groups = builder.metadata().row_groups().iter().enumerate();
     groups
         .map(|(number, group)| {
@@ -149,7 +162,11 @@ impl GroupReader {
     /// From the first row of segment `segment` on, `rows` a segment.
     pub fn open(file: File, field: &str, group: usize, rows: u64, segment: u64) -> Result<Self> {
         let file = Watched::new(file);
-        let (builder, column) = builder(&file, field)?;
+        file.guarded(|| Self::open_rows(&file, field, group, rows, segment))
+    }
+
+    fn open_rows(file: &Watched, field: &str, group: usize, rows: u64, segment: u64) -> Result<Self> {
+        let (builder, column) = builder(file, field)?;
         let place = format!("row group {group}");
         if group >= builder.metadata().num_row_groups() {
             return Err(file.wrong(&"there is no such row group").at(place));
@@ -164,27 +181,26 @@ impl GroupReader {
             .with_offset(row as usize)
             .build()
             .map_err(|e| file.wrong(&e).at(place))?;
-        Ok(Self { file, group, row, rows: all, reader })
+        Ok(Self { file: file.clone(), group, row, rows: all, reader })
     }
 
     /// The rows of the next segment; None after the last.
     pub fn next(&mut self) -> Result<Option<RecordBatch>> {
-        match self.reader.next() {
+        let reader = &mut self.reader;
+        let next = self.file.guarded(|| Ok(reader.next()));
+        let place = |group| format!("row group {group}, rows from {}", self.row);
+        match next.map_err(|e| e.at(place(self.group)))? {
             None if self.row >= self.rows => Ok(None),
             None => {
-                let place = format!("row group {}", self.group);
                 let message = format!("it has {} rows, and its footer says {}", self.row, self.rows);
                 self.rows = 0; // said once
-                Err(self.file.wrong(&message).at(place))
+                Err(self.file.wrong(&message).at(format!("row group {}", self.group)))
             }
             Some(Ok(batch)) => {
                 self.row += batch.num_rows() as u64;
                 Ok(Some(batch))
             }
-            Some(Err(error)) => {
-                let place = format!("row group {}, rows from {}", self.group, self.row);
-                Err(self.file.wrong(&error).at(place))
-            }
+            Some(Err(error)) => Err(self.file.wrong(&error).at(place(self.group))),
         }
     }
 }

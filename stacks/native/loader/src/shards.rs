@@ -70,6 +70,17 @@ pub struct Shard {
 }
 
 impl Shard {
+    /// Of bytes that need not be a shard.
+    pub fn from_bytes(tokens: &[u8], ends: &[u8]) -> std::io::Result<Self> {
+        let mapped = |bytes: &[u8]| {
+            let mut map = memmap2::MmapMut::map_anon(bytes.len().max(1))?;
+            map[..bytes.len()].copy_from_slice(bytes);
+            map.make_read_only()
+        };
+        let documents = ends.len() as u64 / 8;
+        Ok(Self { documents, name: "memory".into(), tokens: Arc::new(mapped(tokens)?), ends: mapped(ends)? })
+    }
+
     /// Documents of a block that holds about `bytes` of text (four bytes a token).
     pub fn documents_a_block(&self, bytes: u64) -> u64 {
         let tokens = (self.tokens.len() as u64 / BYTES_A_TOKEN).max(1);
