@@ -29,7 +29,7 @@ type Choose = dyn Fn(usize, &str, &str) -> Answer + Send + Sync;
 
 /// One object, served to ranges, by a thread a connection.
 struct Server {
-    address: String,
+    port: u16,
     requests: Arc<AtomicUsize>,
     object: Arc<Mutex<(Vec<u8>, String)>>,
 }
@@ -38,7 +38,7 @@ impl Server {
     /// `choose` is given the number of the GET (0 for a HEAD), method and path.
     fn new(body: &[u8], choose: impl Fn(usize, &str, &str) -> Answer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
+        let port = listener.local_addr().unwrap().port();
         let object = Arc::new(Mutex::new((body.to_vec(), "\"one\"".to_owned())));
         let requests = Arc::new(AtomicUsize::new(0));
         let choose: Arc<Choose> = Arc::new(choose);
@@ -49,11 +49,11 @@ impl Server {
                 std::thread::spawn(move || stream.map(|stream| serve(stream, &shared, &counter, &*choose)));
             }
         });
-        Self { address, requests, object }
+        Self { port, requests, object }
     }
 
     fn url(&self) -> String {
-        format!("http://{}/data/a.jsonl", self.address)
+        format!("http://127.0.0.1:{}/data/a.jsonl", self.port)
     }
 
     fn count(&self) -> usize {
@@ -141,7 +141,7 @@ fn http_gives_the_same_batches_as_a_file() {
         let local = run(Config { shuffle, ..corpus.config(&corpus.path("a.jsonl")) });
         assert!(run(Config { shuffle, ..config(&corpus, &server.url()) }) == local, "{shuffle:?}");
     }
-    let error = Loader::new(config(&corpus, &format!("http://{}/data/", server.address))).err().unwrap();
+    let error = Loader::new(config(&corpus, &format!("http://127.0.0.1:{}/data/", server.port))).err().unwrap();
     assert!(error.message.contains("no listing"), "{error}");
 }
 
@@ -247,7 +247,7 @@ fn a_server_that_is_not_there() {
 #[test]
 fn the_test_server_answers_ranges() {
     let server = Server::new(b"0123456789", |_, _, _| Answer::Good);
-    let mut stream = TcpStream::connect(&server.address).unwrap();
+    let mut stream = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
     stream.write_all(b"GET /x HTTP/1.1\r\nRange: bytes=2-4\r\n\r\n").unwrap();
     stream.shutdown(std::net::Shutdown::Write).unwrap();
     let mut answer = String::new();
