@@ -25,7 +25,7 @@ STACK = {
     "options": {"copy": [False, True], "advice": ["none", "sequential"]},
     "variants": {"default": {"copy": False, "advice": "none"}},
     "axes": {
-        "format": {"cpu": ["jsonl", "jsonl.zst", "parquet", "text"]},
+        "format": {"cpu": ["jsonl", "jsonl.zst", "parquet", "text", "tokens"]},
         "tokenizer": {"cpu": ["fast", "hf"]},
         "shuffle": {"cpu": ["none"]},
     },
@@ -36,7 +36,11 @@ class Loader(reading.Base):
     path: Path | None = None
 
     def prepare(self) -> None:
-        """Tokenize the corpus, in its order, into `cache`; a file that is there already is used."""
+        """Tokenize the corpus, in its order, into `cache`; a file that is there already is used, and so is a
+        shard of `stackbench tokenize`."""
+        if self.format == "tokens":
+            (self.path,) = self.files
+            return
         self.path = self.cache / f"{self.key(self.engine)}.int32"
         if self.path.exists():
             return
