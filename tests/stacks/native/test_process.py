@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -120,15 +121,21 @@ def test_closing_and_leaving(make: Callable[..., Any], hanging: str) -> None:
 
 def test_no_thread_is_left(make: Callable[..., Any]) -> None:
     def count() -> int:
-        return len(os.listdir("/proc/self/task"))
+        names = (path.read_text() for path in Path("/proc/self/task").glob("*/comm"))
+        return sum(name.startswith("stackbench") for name in names)
 
-    make(threads=1).close()
+    def wait_for(expected: int) -> None:
+        deadline = time.monotonic() + 5  # a thread names itself when it first runs
+        while count() != expected and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert count() == expected
+
+    gc.collect()
     before = count()
     loaders = [make(threads=3) for _ in range(5)]
-    assert count() == before + 15
+    wait_for(before + 15)
     for loader in loaders:
         next(loader)
     del loader
     loaders.clear()
-    time.sleep(0.05)
-    assert count() == before
+    wait_for(before)

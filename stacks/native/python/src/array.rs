@@ -12,7 +12,7 @@ const FORMAT: &CStr = c"i";
 const PLAIN: &CStr = c"dltensor";
 const VERSIONED: &CStr = c"dltensor_versioned";
 
-/// An array of a batch; `numpy.asarray`, `torch.from_dlpack` and `jax.dlpack.from_dlpack` take it as it is.
+/// int32 memory of a batch; `numpy.asarray`, `torch.from_dlpack` and `jax.dlpack.from_dlpack` take it as it is.
 #[pyclass(frozen, module = "stackbench_native")]
 pub struct Array {
     data: Data,
@@ -38,6 +38,7 @@ impl Array {
 
 #[pymethods]
 impl Array {
+    /// `(batch, sequence + 1)`, or `(batch,)`.
     #[getter]
     fn shape<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, pyo3::types::PyTuple>> {
         pyo3::types::PyTuple::new(py, self.shape.iter())

@@ -110,7 +110,7 @@ enum Pinned {
     Runtime(PathBuf),
 }
 
-/// One batch.
+/// One batch: `tokens`, `positions` and `segments` are int32 [batch, sequence + 1], `lengths` int32 [batch].
 #[pyclass(frozen, module = "stackbench_native")]
 struct Batch {
     inner: core::Batch,
@@ -120,30 +120,42 @@ struct Batch {
 
 #[pymethods]
 impl Batch {
+    /// int32 [batch, sequence + 1]: inputs are [:, :-1], targets [:, 1:].
     #[getter]
     fn tokens(&self) -> Array {
         Array::new(self.inner.tokens.clone(), &[self.rows, self.row])
     }
+
+    /// int32 [batch, sequence + 1]: place of each token in its document; None unless asked for.
     #[getter]
     fn positions(&self) -> Option<Array> {
         self.inner.positions.clone().map(|data| Array::new(data, &[self.rows, self.row]))
     }
+
+    /// int32 [batch, sequence + 1]: each token's document in its row, from 1, 0 where filled up; None unless asked for.
     #[getter]
     fn segments(&self) -> Option<Array> {
         self.inner.segments.clone().map(|data| Array::new(data, &[self.rows, self.row]))
     }
+
+    /// int32 [batch]: tokens of each row before it is filled up.
     #[getter]
     fn lengths(&self) -> Array {
         Array::new(self.inner.lengths.clone(), &[self.rows])
     }
+
+    /// The lane it comes from.
     #[getter]
     fn lane(&self) -> u64 {
         self.inner.lane
     }
+
+    /// Tokens of this batch that fill up.
     #[getter]
     fn padding(&self) -> u64 {
         self.inner.padding
     }
+
     fn __repr__(&self) -> String {
         format!(
             "Batch(tokens=int32[{}, {}], lane={}, padding={})",
@@ -152,7 +164,10 @@ impl Batch {
     }
 }
 
-/// See the type stub, `stackbench_native.pyi`, for the documentation of every argument.
+/// Iterates over token batches of this rank: deterministic, sharded, resumed from `state_dict()`.
+///
+/// `Loader(sources, tokenizer, batch=8, sequence=2048)`; every argument is described in the type stub,
+/// `stackbench_native.pyi`.
 #[pyclass(frozen, module = "stackbench_native")]
 struct Loader {
     inner: Mutex<std::sync::Arc<core::Loader>>,
@@ -268,10 +283,12 @@ impl Loader {
         }
     }
 
+    /// Where this rank stands after the batches that were taken: small, and JSON.
     fn state_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         py.import("json")?.call_method1("loads", (self.get().state().to_json(),))
     }
 
+    /// Goes on from a state, or from those of all ranks.
     fn load_state_dict(&self, py: Python<'_>, state: &Bound<'_, PyAny>) -> PyResult<()> {
         let (old, states) = (self.get(), states(state)?);
         let new = py.detach(|| old.resumed(&states)).map_err(raise)?;
@@ -285,6 +302,7 @@ impl Loader {
         self.get().waiting()
     }
 
+    /// Counts of documents, tokens and what was skipped, and CPU seconds of each stage.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let loader = self.get();
         loader.check_process().map_err(raise)?;
@@ -318,6 +336,7 @@ impl Loader {
         self.get().shared().shape.end
     }
 
+    /// Ends and joins the threads; the state can still be taken.
     fn close(&self, py: Python<'_>) {
         let loader = self.get();
         py.detach(|| loader.close());
@@ -333,7 +352,7 @@ impl Loader {
     }
 }
 
-/// Writes a corpus as pre-tokenized shards; see the type stub.
+/// Writes a corpus as pre-tokenized shards into `out`, and returns the content of `index.json`.
 #[pyfunction]
 #[pyo3(signature = (sources, tokenizer, out, *, format=None, threads=0, on_error="error", engine="auto",
     text_field="text", end_of_text=None, progress=None))]
@@ -378,7 +397,7 @@ fn tokenize<'py>(
     py.import("json")?.call_method1("loads", (header.to_json(),))
 }
 
-/// Builds manifest and, for shuffle "global", document index of a corpus in `cache`; see the type stub.
+/// Builds manifest and, for shuffle "global", document index of a corpus in `cache`: (hash, blocks, documents).
 #[pyfunction]
 #[pyo3(signature = (sources, cache, *, sequence=2048, shuffle="none", format=None, text_field="text", segment_bytes=None))]
 #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
