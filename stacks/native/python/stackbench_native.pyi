@@ -16,7 +16,7 @@ import torch as _torch
 
 _Path: TypeAlias = str | PathLike[str]
 #: A path or URL (`s3://`, `gs://`, `http(s)://`, `file://`) of a file, a directory or a prefix; several
-#: are one source; a mapping of path to weight is several sources, mixed row by row in proportion to their weights.
+#: are one source; a mapping of path to weight is several sources, mixed row by row in that proportion.
 _Sources: TypeAlias = _Path | Sequence[_Path] | Mapping[_Path, float]
 _Format: TypeAlias = Literal["jsonl", "jsonl.zst", "parquet", "text", "tokens"]
 _Shuffle: TypeAlias = Literal["none", "block", "global"]
