@@ -37,27 +37,40 @@ fn plain(line: &[u8], field: &str, out: &mut Vec<u8>) -> Option<()> {
         }
         let escape = *rest.get(at + 1)?;
         rest = &rest[at + 2..];
-        out.push(match escape {
-            b'n' => b'\n',
-            b't' => b'\t',
-            b'r' => b'\r',
-            b'b' => 8,
-            b'f' => 12,
-            b'"' | b'\\' | b'/' => escape,
-            b'u' => {
-                let (character, after) = unicode(rest)?;
-                out.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
-                rest = after;
-                continue;
-            }
-            _ => return None,
-        });
+        if escape == b'u' {
+            let (character, after) = unicode(rest)?;
+            out.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+            rest = after;
+        } else {
+            out.push(Some(SIMPLE[usize::from(escape)]).filter(|byte| *byte != 0)?);
+        }
     }
     literal(rest, b"}")?.iter().all(u8::is_ascii_whitespace).then_some(())
 }
 
-/// Appends the bytes before the first quote or backslash, and returns where that is; None where there is none,
-/// or a control character before it.
+/// What a character after a backslash stands for; 0 where that is no single byte.
+const SIMPLE: [u8; 256] = {
+    let mut table = [0; 256];
+    let pairs = [
+        (b'n', b'\n'),
+        (b't', b'\t'),
+        (b'r', b'\r'),
+        (b'b', 8),
+        (b'f', 12),
+        (b'"', b'"'),
+        (b'\\', b'\\'),
+        (b'/', b'/'),
+    ];
+    let mut i = 0;
+    while i < pairs.len() {
+        table[pairs[i].0 as usize] = pairs[i].1;
+        i += 1;
+    }
+    table
+};
+
+/// Appends the text before the first quote or difficult escape, and returns where that is; None where there is
+/// none, or a control character before it.
 fn copy_plain(bytes: &[u8], out: &mut Vec<u8>) -> Option<usize> {
     let at = wide::copy_plain(bytes, out);
     let rest = &bytes[at..];
@@ -76,13 +89,14 @@ mod wide {
 
     const WIDTH: usize = 16;
 
-    /// Appends bytes as long as none is special, and returns how many; what follows is special, or shorter
-    /// than a word.
+    /// Appends text, simple escapes undone, up to a quote, another escape or a control character, and returns
+    /// how many bytes that took; or what is left is shorter than a word.
     pub fn copy_plain(bytes: &[u8], out: &mut Vec<u8>) -> usize {
         out.reserve(bytes.len() + WIDTH);
-        let (start, mut at) = (out.len(), 0);
+        let (start, mut at, mut written) = (out.len(), 0, 0);
         // SAFETY: SSE2 is part of x86-64. Every load lies in `bytes`, every store in the capacity reserved above
-        // (`at` is at most `bytes.len()` and a word is written at once), and `set_len` covers only bytes written.
+        // (`written` is at most `at`, that is at most `bytes.len()`, and a word is written at once), and
+        // `set_len` covers only bytes written.
         unsafe {
             let (quote, escape) = (_mm_set1_epi8(b'"'.cast_signed()), _mm_set1_epi8(b'\\'.cast_signed()));
             let control = _mm_set1_epi8(0x1f);
@@ -94,15 +108,22 @@ mod wide {
                 let special =
                     _mm_or_si128(low, _mm_or_si128(_mm_cmpeq_epi8(word, quote), _mm_cmpeq_epi8(word, escape)));
                 #[expect(clippy::cast_ptr_alignment, reason = "storeu takes any address")]
-                _mm_storeu_si128(target.add(at).cast::<__m128i>(), word);
+                _mm_storeu_si128(target.add(written).cast::<__m128i>(), word);
                 let found = _mm_movemask_epi8(special).cast_unsigned();
-                if found != 0 {
-                    at += found.trailing_zeros() as usize;
+                if found == 0 {
+                    (at, written) = (at + WIDTH, written + WIDTH);
+                    continue;
+                }
+                let first = found.trailing_zeros() as usize;
+                (at, written) = (at + first, written + first);
+                let meant = bytes.get(at + 1).map_or(0, |byte| super::SIMPLE[usize::from(*byte)]);
+                if bytes[at] != b'\\' || meant == 0 {
                     break;
                 }
-                at += WIDTH;
+                target.add(written).write(meant);
+                (at, written) = (at + 2, written + 1);
             }
-            out.set_len(start + at);
+            out.set_len(start + written);
         }
         at
     }

@@ -230,6 +230,8 @@ pub fn read(source: &Source, block: Block, order: u64, common: &Common) -> Resul
         }
         Block::Shard { file, first, count } => {
             let (map, start, tokens, ends) = source.shards[file].run(first, count)?;
+            // In this thread, so that the consumer meets no page fault; a kernel that cannot changes nothing else.
+            let _ = map.advise_range(memmap2::Advice::PopulateRead, 4 * start, 4 * tokens);
             Ok(Raw::Tokens(Segment { tokens: Tokens::Mapped { map, start, count: tokens }, ends }))
         }
         Block::Permuted { first, count } => read_permuted(source, &source.permuted(first, count, order), common),
