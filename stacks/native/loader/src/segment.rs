@@ -50,6 +50,8 @@ pub struct Common {
 pub enum Raw {
     /// Whole lines of a file: `bytes[skip..]`, where `bytes` begin at byte `start`.
     Lines { file: String, start: u64, skip: usize, bytes: Vec<u8> },
+    /// Lines of several files.
+    Several(Vec<Raw>),
     /// Rows of Parquet.
     Rows(RecordBatch),
     /// One document each, with its file.
@@ -218,6 +220,17 @@ impl LineStream {
 pub fn read(source: &Source, block: Block, order: u64, common: &Common) -> Result<Raw> {
     match block {
         Block::Lines { file, start, end } => read_lines(&source.file(file, &common.stop)?, start, end),
+        Block::Small { first, count } => {
+            let mut parts = Vec::with_capacity(count);
+            for index in first..first + count {
+                let lines = source.file(index, &common.stop).and_then(|file| read_lines(&file, 0, file.size()));
+                match lines {
+                    Ok(lines) => parts.push(lines),
+                    Err(error) => leave_out(error, common)?,
+                }
+            }
+            Ok(Raw::Several(parts))
+        }
         Block::Files { first, count } => {
             let mut texts = Vec::with_capacity(count);
             for index in first..first + count {
@@ -299,6 +312,7 @@ impl Raw {
     fn len(&self) -> usize {
         match self {
             Self::Lines { bytes, .. } => bytes.len(),
+            Self::Several(parts) => parts.iter().map(Self::len).sum(),
             Self::Rows(batch) => batch.get_array_memory_size(),
             Self::Texts(texts) => texts.iter().map(|(_, bytes)| bytes.len()).sum(),
             Self::Picked(lines) => lines.iter().map(|(_, _, bytes)| bytes.len()).sum(),
@@ -481,6 +495,7 @@ fn items<'a>(source: &'a Source, raw: &'a Raw) -> Vec<Item<'a>> {
             }
             found
         }
+        Raw::Several(parts) => parts.iter().flat_map(|part| items(source, part)).collect(),
         Raw::Picked(lines) => {
             lines.iter().map(|(number, at, line)| Item::Line(&source.manifest.files[*number].name, *at, line)).collect()
         }

@@ -150,6 +150,8 @@ impl Index {
 pub enum Block {
     /// Lines whose first byte lies in `start..end` of a file.
     Lines { file: usize, start: u64, end: u64 },
+    /// A run of whole files of lines, each smaller than a segment.
+    Small { first: usize, count: usize },
     /// A whole compressed file.
     Compressed { file: usize },
     /// A row group.
@@ -171,8 +173,10 @@ pub struct Source {
     /// Its files.
     pub manifest: Manifest,
     pub(crate) documents: Option<Documents>,
-    /// Blocks before each file (`files + 1` numbers); for text the first file of each block.
+    /// Blocks before each file, or each run of small ones (one number more); for text the first file of each block.
     cuts: Vec<u64>,
+    /// Of lines: the first file of each run, and the number of files.
+    runs: Vec<usize>,
     docs_a_block: u64,
     /// Bytes of all files before each: `files + 1` numbers.
     pub(crate) offsets: Vec<u64>,
@@ -229,6 +233,7 @@ impl Source {
             manifest,
             documents: None,
             cuts: Vec::new(),
+            runs: Vec::new(),
             docs_a_block: 1,
             shards: Vec::new(),
         };
@@ -363,7 +368,14 @@ impl Source {
             return;
         }
         self.cuts = match self.manifest.format {
-            Format::Jsonl => running(files.iter().map(|f| f.stamp.size.div_ceil(target))),
+            Format::Jsonl => {
+                self.runs = small_together(files.iter().map(|f| f.stamp.size), target);
+                let blocks = |run: &[usize]| match run[1] - run[0] {
+                    1 => files[run[0]].stamp.size.div_ceil(target),
+                    _ => 1,
+                };
+                running(self.runs.windows(2).map(blocks))
+            }
             Format::JsonlZst => running(files.iter().map(|_| 1)),
             Format::Parquet => running(files.iter().map(|f| f.groups.len() as u64)),
             Format::Tokens => {
@@ -427,7 +439,11 @@ impl Source {
         let target = self.manifest.segment_bytes.max(1);
         match self.manifest.format {
             Format::Jsonl => {
-                let size = self.manifest.files[file].stamp.size;
+                let (first, end) = (self.runs[file], self.runs[file + 1]);
+                if end - first > 1 {
+                    return Block::Small { first, count: end - first };
+                }
+                let (file, size) = (first, self.manifest.files[first].stamp.size);
                 Block::Lines { file, start: within * target, end: ((within + 1) * target).min(size) }
             }
             Format::JsonlZst => Block::Compressed { file },
@@ -452,6 +468,22 @@ impl Source {
         let order = Permutation::new(self.document_count(), key);
         (first..first + count).map(|i| order.at(i)).collect()
     }
+}
+
+/// Where runs of files begin: a file as large as a segment stands alone, smaller ones are read together until they
+/// are as large, so that few rows are filled up. The last number is that of the files.
+fn small_together(sizes: impl Iterator<Item = u64>, target: u64) -> Vec<usize> {
+    let (mut runs, mut together, mut count) = (Vec::new(), target, 0);
+    for (number, size) in sizes.enumerate() {
+        if together >= target || size >= target {
+            runs.push(number);
+            together = 0;
+        }
+        together += size;
+        count = number + 1;
+    }
+    runs.push(count);
+    runs
 }
 
 /// `0, a, a + b, …`

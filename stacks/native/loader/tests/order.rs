@@ -233,6 +233,31 @@ fn little_is_filled_up_at_the_default_segment_size() {
 }
 
 #[test]
+fn small_files_are_packed_together() {
+    let corpus = Corpus::new(900);
+    let directory = corpus.path("small");
+    std::fs::create_dir(&directory).unwrap();
+    std::fs::write(format!("{directory}/0000.jsonl"), common::jsonl(&corpus.documents[..300])).unwrap(); // large
+    for (number, part) in corpus.documents[300..].chunks(2).enumerate() {
+        let text = if number % 10 == 3 { String::new() } else { common::jsonl(part) };
+        std::fs::write(format!("{directory}/{:04}.jsonl", number + 1), text).unwrap();
+    }
+    let mut expected = corpus.documents[..300].to_vec();
+    let parts = corpus.documents[300..].chunks(2).enumerate();
+    expected.extend(parts.filter(|(number, _)| number % 10 != 3).flat_map(|(_, part)| part.to_vec()));
+    for shuffle in [Shuffle::None, Shuffle::Block, Shuffle::Global] {
+        let config = Config { shuffle, segment_bytes: Some(20_000), ..corpus.config(&directory) };
+        let batches = run(Config { threads: 1, ..config.clone() });
+        assert!(run(Config { threads: 3, ..config }) == batches);
+        assert_eq!(sorted(texts(&batches)), sorted(expected.clone()), "{shuffle:?}");
+        assert!(shuffle != Shuffle::None || texts(&batches) == expected);
+        let sum = |count: fn(&Plain) -> u64| batches.iter().map(count).sum::<u64>();
+        let (tokens, padding) = (sum(|b| b.tokens.len() as u64), sum(|b| b.padding));
+        assert!(padding * 50 <= tokens, "{shuffle:?}: {padding} of {tokens}");
+    }
+}
+
+#[test]
 fn a_state_of_something_else_or_a_damaged_one_is_refused() {
     let corpus = Corpus::new(100);
     let config = corpus.config(&corpus.of(Format::Jsonl));
