@@ -32,31 +32,74 @@ def texts() -> dict[str, list[str]]:
     """Documents of five kinds: what tokenizers are known to disagree about lies at their borders."""
     draw = random.Random(0)
     code = Path(json.__file__).with_name("decoder.py").read_text()
-    words = ["the", "a", "of", "it", "don't", "We'LL", "they're", "3.14", "1,000", "(so)", "“quoted”", "—",
-             "naïve", "café"]
-    scripts = ["Привет, мир! ", "你好，世界。", "こんにちは 世界 ", "안녕하세요 ", "שלום עולם ",
-               "مرحبا بالعالم ٣٤ ", "नमस्ते दुनिया १२ ", "สวัสดีชาวโลก ", "e\u0301 Å ﬁ ǅ ",
-               "👩‍👩‍👧‍👦🏳️‍🌈 ", "\u200b\u3000\u2028\x85"]
+    words = [
+        "the",
+        "a",
+        "of",
+        "it",
+        "don't",
+        "We'LL",
+        "they're",
+        "3.14",
+        "1,000",
+        "(so)",
+        "“quoted”",
+        "—",
+        "naïve",
+        "café",
+    ]
+    scripts = [
+        "Привет, мир! ",
+        "你好，世界。",
+        "こんにちは 世界 ",
+        "안녕하세요 ",
+        "שלום עולם ",
+        "مرحبا بالعالم ٣٤ ",
+        "नमस्ते दुनिया १२ ",
+        "สวัสดีชาวโลก ",
+        "e\u0301 Å ﬁ ǅ ",
+        "👩‍👩‍👧‍👦🏳️‍🌈 ",
+        "\u200b\u3000\u2028\x85",
+    ]
 
     def point() -> str:
         while 0xD800 <= (code := draw.choice([draw.randrange(0x110000), draw.randrange(0x3000)])) < 0xE000:
             pass
         return chr(code)
 
-    repeats = ["a", " ", "\n", "ab", "1", "é", "▁", "🙂", " a", "\r\n", "=", "'s", "\u00a0",
-               "<|endoftext|>", "</s>"]
+    repeats = [
+        "a",
+        " ",
+        "\n",
+        "ab",
+        "1",
+        "é",
+        "▁",
+        "🙂",
+        " a",
+        "\r\n",
+        "=",
+        "'s",
+        "\u00a0",
+        "<|endoftext|>",
+        "</s>",
+    ]
     return {
         "code": [code[i : i + 700] for i in range(0, len(code), 700)],
-        "prose": [" ".join(draw.choices(words, k=60)) + draw.choice(["", "\n\n", "  ", " <|endoftext|>!"])
-                  for _ in range(60)],
+        "prose": [
+            " ".join(draw.choices(words, k=60)) + draw.choice(["", "\n\n", "  ", " <|endoftext|>!"])
+            for _ in range(60)
+        ],
         "scripts": ["".join(draw.choices(scripts, k=20)) for _ in range(60)],
         "random": ["".join(point() for _ in range(draw.randrange(1, 60))) for _ in range(120)],
         "repeats": [text * count for text in repeats for count in (1, 2, 3, 7, 500)],
     }
 
 
-LLAMA_3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-           r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 FAMILIES = ("gpt2", "llama3", "sentencepiece", "metaspace")
 
 
@@ -91,8 +134,10 @@ def tokenizers(texts: dict[str, list[str]], tmp_path_factory: pytest.TempPathFac
         content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] not in bytes_too]
         if family == "sentencepiece":  # as Llama 2 has it
             replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-            content["normalizer"] = {"type": "Sequence",
-                                     "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace]}
+            content["normalizer"] = {
+                "type": "Sequence",
+                "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace],
+            }
             content["pre_tokenizer"] = None
         made[family] = directory / f"{family}.json"
         made[family].write_text(json.dumps(content))

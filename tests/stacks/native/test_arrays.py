@@ -35,8 +35,12 @@ def test_numpy(loader: Any) -> None:
     assert (tokens.shape, tokens.dtype, tokens.strides) == ((4, 32), np.int32, (128, 4))
     assert tokens.flags.c_contiguous and not tokens.flags.owndata
     assert batch.tokens.shape == (4, 32) and len(batch.tokens) == 4
-    others = (batch.tokens.numpy(), np.from_dlpack(batch.tokens), np.array(batch.tokens, copy=None),
-              memoryview(batch.tokens))
+    others = (
+        batch.tokens.numpy(),
+        np.from_dlpack(batch.tokens),
+        np.array(batch.tokens, copy=None),
+        memoryview(batch.tokens),
+    )
     assert all(address(other) == tokens.ctypes.data for other in others)
     assert address(np.array(batch.tokens)) != tokens.ctypes.data
     assert np.asarray(batch.tokens, dtype=np.int64).dtype == np.int64
@@ -151,9 +155,11 @@ def test_pinned_memory_is_registered_and_let_go(make: Callable[..., Any], runtim
 
 
 def test_pinned_true_finds_the_runtime(native: Any, corpus: Path, tokenizer: Path, runtime: Path) -> None:
-    script = ("import sys, stackbench_native as n\n"
-              "l = n.Loader(sys.argv[1], sys.argv[2], batch=2, sequence=16, pinned=True)\n"
-              "print(next(l).tokens.shape)")
+    script = (
+        "import sys, stackbench_native as n\n"
+        "l = n.Loader(sys.argv[1], sys.argv[2], batch=2, sequence=16, pinned=True)\n"
+        "print(next(l).tokens.shape)"
+    )
     environment = {"LD_LIBRARY_PATH": str(runtime.parent), "PYTHONPATH": ":".join(sys.path)}
     command = [sys.executable, "-c", script, corpus, tokenizer]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

@@ -36,8 +36,12 @@ def documents_of(loader: Any) -> list[list[int]]:
 @pytest.mark.parametrize("engine", ["fast", "hf", "auto"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ids(
-    native: Any, texts: dict[str, list[str]], tokenizers: dict[str, Path], tmp_path: Path,
-    family: str, engine: str,
+    native: Any,
+    texts: dict[str, list[str]],
+    tokenizers: dict[str, Path],
+    tmp_path: Path,
+    family: str,
+    engine: str,
 ) -> None:
     hf = pytest.importorskip("tokenizers").Tokenizer.from_file(str(tokenizers[family]))
     hf.encode_special_tokens = True  # text never becomes a special token
@@ -81,8 +85,14 @@ def test_truncation_and_padding_of_a_tokenizer_are_not_for_documents(
 ) -> None:
     content = json.loads(tokenizer.read_text())
     content["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
-    content["padding"] = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None,
-                          "pad_id": 0, "pad_type_id": 0, "pad_token": "x"}
+    content["padding"] = {
+        "strategy": {"Fixed": 64},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "x",
+    }
     (path := tmp_path / "tokenizer.json").write_text(json.dumps(content))
     expected = documents_of(make())
     assert sum(map(len, expected)) > 3 * len(documents)

@@ -113,20 +113,23 @@ def test_a_file_that_changes(make: Callable[..., Any], native: Any, tmp_path: Pa
             pass
 
 
-@pytest.mark.parametrize(("choices", "error", "message"), [
-    ({"shuffle": "all"}, ValueError, 'shuffle "all"; valid: none, block, global'),
-    ({"format": "csv"}, ValueError, 'format "csv"; valid: jsonl, jsonl.zst, parquet, text, tokens'),
-    ({"engine": "x"}, ValueError, "valid: auto, fast, hf"),
-    ({"on_error": "x"}, ValueError, "valid: error, skip"),
-    ({"batch": 0}, ValueError, "batch 0 x sequence 31"),
-    ({"lanes": 3, "world_size": 2}, ValueError, "a multiple of world_size 2"),
-    ({"timeout_s": 0.0}, ValueError, "timeout_s 0; valid: a number above 0"),
-    ({"timeout_s": float("nan")}, ValueError, "timeout_s"),
-    ({"sources": "/nowhere/at/all"}, OSError, "/nowhere/at/all"),
-    ({"sources": {}}, ValueError, "no source"),
-    ({"sources": []}, ValueError, "without a path"),
-    ({"batch": -1}, OverflowError, ""),
-])
+@pytest.mark.parametrize(
+    ("choices", "error", "message"),
+    [
+        ({"shuffle": "all"}, ValueError, 'shuffle "all"; valid: none, block, global'),
+        ({"format": "csv"}, ValueError, 'format "csv"; valid: jsonl, jsonl.zst, parquet, text, tokens'),
+        ({"engine": "x"}, ValueError, "valid: auto, fast, hf"),
+        ({"on_error": "x"}, ValueError, "valid: error, skip"),
+        ({"batch": 0}, ValueError, "batch 0 x sequence 31"),
+        ({"lanes": 3, "world_size": 2}, ValueError, "a multiple of world_size 2"),
+        ({"timeout_s": 0.0}, ValueError, "timeout_s 0; valid: a number above 0"),
+        ({"timeout_s": float("nan")}, ValueError, "timeout_s"),
+        ({"sources": "/nowhere/at/all"}, OSError, "/nowhere/at/all"),
+        ({"sources": {}}, ValueError, "no source"),
+        ({"sources": []}, ValueError, "without a path"),
+        ({"batch": -1}, OverflowError, ""),
+    ],
+)
 def test_arguments(
     make: Callable[..., Any], choices: dict[str, Any], error: type[Exception], message: str
 ) -> None:
