@@ -247,7 +247,8 @@ def run_consumer(job: Job, channel: Channel) -> None:
     """What the consumer's own `next` costs while a batch is ready: it is asked for late, by a thread that was
     busy until then. One that slept would measure how a CPU wakes, which costs more than any loader here."""
     loader = make(job)
-    batches, costs = iter(loader.batches()), []
+    batches = iter(loader.batches())
+    costs: list[float] = []
     begin = time.perf_counter()
     made = sum(next(batches, None) is not None for _ in range(CONSUMER_FIRST))
     pause = max(CONSUMER_PAUSE_S, 2 * (time.perf_counter() - begin) / max(made, 1))
