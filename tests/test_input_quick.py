@@ -14,6 +14,7 @@ from tests.test_quick import ROOT, git_status
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("whole-runs")
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc and mincore")
 def test_input_quick_runs(tmp_path: Path) -> None:

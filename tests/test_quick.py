@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("whole-runs")
 @pytest.mark.timeout(900)
 def test_quick_runs(tmp_path: Path) -> None:
     for name in ("torch", "jax"):
@@ -23,8 +24,8 @@ def test_quick_runs(tmp_path: Path) -> None:
     short = ["--rounds", "1", "--set", "values=1", "--set", "warmup_s=0.1", "--set", "parity_steps=5"]
     done = subprocess.run(
         [sys.executable, "-m", "bench.cli", "run", "quick", "--out", str(out), *short],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-        timeout=850, check=False,
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"},
+        capture_output=True, text=True, timeout=850, check=False,
     )  # fmt: skip
     gates = [json.loads(path.read_text()) for path in sorted((out / "gates").glob("*.json"))]
     cases = {case: row for gate in gates for case, row in gate["cases"].items()}
