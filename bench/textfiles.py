@@ -28,7 +28,8 @@ from bench.documents import MIB, package
 from bench.errors import UserError
 
 FORMAT: Final = 2  # of the cache: raise it when the content for the same key changes
-FILE_BYTES: Final = 16 * MIB  # of text in a file
+FILE_BYTES: Final = 16 * MIB  # of text in a file …
+FILES: Final = 8  # … but so many files at least: a loader that deals files to workers must have some to deal
 ROW_GROUP_BYTES: Final = 8 * MIB
 ROW_GROUPS: Final = 4  # of a Parquet file
 TEXT_FILES: Final = 1000  # in a directory
@@ -89,18 +90,21 @@ def gate_texts(source: textgen.Source, seed: int, size: int) -> Iterator[str]:
 
 # ------------------------------------------------------------------------------------------------ on disk
 def prepare(
-    cache: Path, key: Iterable[Any], format: str, texts: Callable[[], Iterable[str]], facts: dict[str, Any]
-) -> Corpus:
-    """The corpus of a key in a format, written now if it is not there. `texts` is called to write it alone.
+    cache: Path, key: Iterable[Any], format: str, texts: Callable[[], Iterable[str]], facts: dict[str, Any],
+    size: int = FILES * FILE_BYTES,
+) -> Corpus:  # fmt: skip
+    """The corpus of a key in a format, written now if it is not there. `texts` is called to write it alone,
+    and is of about `size` bytes, which decides how large a file is.
 
     Raises UserError for a format that only `stackbench tokenize` writes, and for a missing package.
     """
     if format not in WRITERS:
         raise UserError(f"format {format!r} is not written from text", valid=list(WRITERS))
-    name = hashlib.sha256(json.dumps([FORMAT, format, *map(str, key)]).encode()).hexdigest()[:24]
+    file_bytes = min(FILE_BYTES, -(-size // FILES))
+    name = hashlib.sha256(json.dumps([FORMAT, file_bytes, format, *map(str, key)]).encode()).hexdigest()[:24]
     entry = cache / "text" / name
     if (found := load(entry)) is None:
-        write(entry, format, texts(), facts)
+        write(entry, format, texts(), facts, file_bytes)
         found = load(entry)
     if found is None:
         raise UserError(f"{entry} was written and cannot be read", next_command=f"rm -r {entry}")
@@ -132,13 +136,15 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write(entry: Path, format: str, texts: Iterable[str], facts: dict[str, Any]) -> None:
+def write(
+    entry: Path, format: str, texts: Iterable[str], facts: dict[str, Any], file_bytes: int = FILE_BYTES
+) -> None:  # fmt: skip
     entry.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".new-") as folder:
         place = Path(folder, "corpus")
         place.mkdir()
         count = Count()
-        for part in WRITERS[format](place, count.over(texts)):
+        for part in WRITERS[format](place, count.over(texts), file_bytes):
             sync(part)
         small = format == "text"  # thousands of small files: sizes are enough
         paths = sorted(p for p in place.rglob("*") if p.is_file())
@@ -210,26 +216,26 @@ def lines(group: Iterable[str]) -> bytes:
     return b"".join(b'{"text": ' + encode(text).encode() + b"}\n" for text in group)
 
 
-def write_jsonl(place: Path, texts: Sized) -> Iterator[Path]:
-    for number, group in enumerate(grouped(texts, FILE_BYTES)):
+def write_jsonl(place: Path, texts: Sized, file_bytes: int) -> Iterator[Path]:
+    for number, group in enumerate(grouped(texts, file_bytes)):
         path = place / f"part-{number:05d}.jsonl"
         path.write_bytes(lines(group))
         yield path
 
 
-def write_jsonl_zst(place: Path, texts: Sized) -> Iterator[Path]:
+def write_jsonl_zst(place: Path, texts: Sized, file_bytes: int) -> Iterator[Path]:
     """One frame a file, level 3, with its content size and a checksum."""
     zstandard = package("zstandard", "to write .zst")
-    for number, group in enumerate(grouped(texts, FILE_BYTES)):
+    for number, group in enumerate(grouped(texts, file_bytes)):
         path = place / f"part-{number:05d}.jsonl.zst"
         path.write_bytes(zstandard.ZstdCompressor(level=3, write_checksum=True).compress(lines(group)))
         yield path
 
 
-def write_parquet(place: Path, texts: Sized) -> Iterator[Path]:
-    """One column `text`, zstd; row groups of about ROW_GROUP_BYTES of text, ROW_GROUPS a file."""
+def write_parquet(place: Path, texts: Sized, file_bytes: int) -> Iterator[Path]:
+    """One column `text`, zstd; ROW_GROUPS row groups a file, each of ROW_GROUP_BYTES of text or less."""
     pl = package("polars", "to write Parquet")
-    for number, group in enumerate(grouped(texts, ROW_GROUPS * ROW_GROUP_BYTES)):
+    for number, group in enumerate(grouped(texts, ROW_GROUPS * min(ROW_GROUP_BYTES, file_bytes // 2))):
         path = place / f"part-{number:05d}.parquet"
         rows = max(1, -(-len(group) // ROW_GROUPS))
         frame = pl.DataFrame({"text": group}, schema={"text": pl.String})
@@ -237,7 +243,7 @@ def write_parquet(place: Path, texts: Sized) -> Iterator[Path]:
         yield path
 
 
-def write_text(place: Path, texts: Sized) -> Iterator[Path]:
+def write_text(place: Path, texts: Sized, _: int) -> Iterator[Path]:
     """A file a document, TEXT_FILES to a directory."""
     number = -1
     for number, (text, _) in enumerate(texts):
@@ -248,6 +254,6 @@ def write_text(place: Path, texts: Sized) -> Iterator[Path]:
         yield path
 
 
-WRITERS: Final[dict[str, Callable[[Path, Sized], Iterator[Path]]]] = {
+WRITERS: Final[dict[str, Callable[[Path, Sized, int], Iterator[Path]]]] = {
     "jsonl": write_jsonl, "jsonl.zst": write_jsonl_zst, "parquet": write_parquet, "text": write_text,
 }  # fmt: skip

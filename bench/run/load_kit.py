@@ -35,6 +35,7 @@ TEXT_OF = {"timed": "main", "breakdown": "main", "prepare": "main", "parity": "g
 class Text:
     """Documents of one kind: how to make them again, and a key that says which they are."""
 
+    size: int  # bytes, about
     key: tuple[Any, ...]
     texts: Callable[[], Iterable[str]]
     facts: dict[str, Any]
@@ -80,13 +81,13 @@ def texts_of(case: planning.Case, seed: int, given: Path | None) -> dict[str, Te
 
     def generated(seed: int, size: int) -> Text:
         return Text(
-            key=("synthetic", mark, seed, size), texts=lambda: textgen.documents(made, seed, size),
+            size=size, key=("synthetic", mark, seed, size), texts=lambda: textgen.documents(made, seed, size),
             facts={"corpus_kind": "generated text", **made.facts},
         )  # fmt: skip
 
     hard = min(size, GATE_BYTES)
     gate = Text(
-        key=("gate", mark, seed, hard), facts={},
+        size=hard, key=("gate", mark, seed, hard), facts={},
         texts=lambda: textfiles.gate_texts(made, seed + 2, hard),
     )  # fmt: skip
     if case.workload == "load/synthetic":
@@ -98,7 +99,8 @@ def real(given: Path | None, size: int) -> Text:
     """As much of the suite's corpus as there is, up to a size."""
     texts, facts = textfiles.real_texts(given, size)
     key = documents.documents_of("real", texts).sha256
-    return Text(key=("real", key, len(texts), size), texts=lambda: texts, facts=facts)
+    there = min(size, sum(map(len, texts)))
+    return Text(size=there, key=("real", key, len(texts), size), texts=lambda: texts, facts=facts)
 
 
 def text_row(
@@ -106,7 +108,7 @@ def text_row(
 ) -> Row:
     """One text in a format, linked into the inputs, with what its ids must be."""
     plain = textfiles.prepare(cache_dir, kind.key, "jsonl" if format == "tokens" else format, kind.texts,
-                              kind.facts)  # fmt: skip
+                              kind.facts, kind.size)  # fmt: skip
     expected = None
     if name != "short" or format == "tokens":
         expected = ids.prepare(
