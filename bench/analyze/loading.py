@@ -149,16 +149,20 @@ def claims(
     known = {(c.session, c.case_id): c for c in cases}
     kept = {(row.session, row.case_id): row.prepare_s for row in found if worth_telling(row)}
     totals = {(row.session, row.case_id): row.totals for row in found}
+    starters = {(row.session, row.case_id) for row in found if (row.first_batch_share or 0) > LATE_SHARE}
     out = []
     for c in comparisons:
         case = known[c.session, c.case_id]
         if case.workload.startswith("load/"):
+            case_key, base_key = (c.session, c.case_id), (c.session, c.baseline_case_id)
+            whole = in_all(totals, case_key, base_key)
             out.append({
                 "session": c.session, "group": c.group, "case_id": c.case_id, "arm": c.arm,
                 "baseline": c.baseline, "tokenizer": case.axes.get("tokenizer"), "ratio": c.speedup.estimate,
                 "low": c.speedup.low, "high": c.speedup.high, "n_rounds": c.speedup.n_rounds,
-                "in_all": in_all(totals, (c.session, c.case_id), (c.session, c.baseline_case_id)),
-                "prepare_s": kept.get((c.session, c.case_id)), "verdict": c.verdict,
+                "in_all": whole.estimate, "in_all_low": whole.low, "in_all_high": whole.high,
+                "late": bool({case_key, base_key} & starters),
+                "prepare_s": kept.get(case_key), "verdict": c.verdict,
                 "run_ids": [p.run_id for p in case.processes],
             })  # fmt: skip
     return out
@@ -166,12 +170,11 @@ def claims(
 
 def in_all(
     totals: Mapping[tuple[str, str], Mapping[str, float]], case: tuple[str, str], base: tuple[str, str]
-) -> float | None:
+) -> stats.Ratio:
     """How many times as fast as the baseline from before the loader was made; over the rounds of both."""
     mine, theirs = totals.get(case, {}), totals.get(base, {})
     rounds = [name for name in mine if name in theirs]
-    ratio = stats.ratio([theirs[name] for name in rounds], [mine[name] for name in rounds])
-    return ratio.estimate
+    return stats.ratio([theirs[name] for name in rounds], [mine[name] for name in rounds])
 
 
 def worth_telling(row: Loading) -> bool:

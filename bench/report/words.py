@@ -144,11 +144,16 @@ def claim(row: Mapping[str, Any]) -> str:
     rounds = plural(row["n_rounds"], "round")
     if row["low"] is None or row["high"] is None:
         return f"{start} is {row['ratio']:.2f}× {base} ({rounds}, no interval: not a finding)"
-    total = "" if row["in_all"] is None else f"; start included {row['in_all']:.2f}×"
-    ends = f"{row['low']:.2f}–{row['high']:.2f}, {rounds}{total}"
-    if row["low"] <= 1 <= row["high"]:
-        return f"{start} and {base}: no difference larger than the noise ({row['ratio']:.2f}×, {ends})"
-    return f"{start} is {row['ratio']:.2f}× {base} ({ends})"
+    ratio, low, high = row["ratio"], row["low"], row["high"]
+    also, other = "start included", row["in_all"]
+    if row["late"] and row["in_all_low"] is not None:  # the whole pass is what can be compared
+        ratio, low, high = row["in_all"], row["in_all_low"], row["in_all_high"]
+        also, other = "start included; after the first batch", row["ratio"]
+    total = "" if other is None else f"; {also} {other:.2f}×"
+    ends = f"{low:.2f}–{high:.2f}, {rounds}{total}"
+    if low <= 1 <= high:
+        return f"{start} and {base}: no difference larger than the noise ({ratio:.2f}×, {ends})"
+    return f"{start} is {ratio:.2f}× {base} ({ends})"
 
 
 def pays_off(row: BreakEven) -> str:

@@ -61,17 +61,31 @@ def test_sentences_name_the_tokenizer_and_what_was_done_before(both: Analysis) -
     assert len(rows) == 2 * 2 * 2 and all(row["run_ids"] for row in rows)
     told = [words.claim(row) for row in rows]
     assert all(text.startswith(("fast tokenizer: ", "hf tokenizer: ")) for text in told)
-    assert any("python-single is 4.0" in text and "6 rounds; start included " in text for text in told)
+    single = [text for text in told if "tokenizer: python-single is" in text]  # late: the whole pass leads
+    assert any("6 rounds; start included; after the first batch 4.0" in text for text in single), single
+    assert all("; start included; after the first batch " in text for text in single)
     memmap = [text for text in told if "memmap" in text]
     assert all("memmap, after 12.5 s of work beforehand, is 1" in text for text in memmap), memmap
 
 
 def test_claims_without_an_interval_are_no_findings() -> None:
     row = {"arm": "a", "baseline": "b", "tokenizer": "hf", "ratio": 2.0, "low": None, "high": None,
-           "n_rounds": 2, "prepare_s": None, "in_all": 1.5}  # fmt: skip
+           "n_rounds": 2, "prepare_s": None, "in_all": 1.5, "in_all_low": 1.2, "in_all_high": 1.8,
+           "late": False}  # fmt: skip
     assert words.claim(row) == "hf tokenizer: a is 2.00× b (2 rounds, no interval: not a finding)"
     assert "no difference" in words.claim({**row, "low": 0.9, "high": 3.0, "n_rounds": 6})
     assert "no round" in words.claim({**row, "ratio": None})
+
+
+def test_the_whole_pass_leads_where_much_of_it_is_the_start() -> None:
+    row = {"arm": "a", "baseline": "b", "tokenizer": "hf", "ratio": 3.0, "low": 2.5, "high": 3.5,
+           "n_rounds": 6, "prepare_s": None, "in_all": 1.0, "in_all_low": 0.9, "in_all_high": 1.1,
+           "late": False}  # fmt: skip
+    assert words.claim(row) == "hf tokenizer: a is 3.00× b (2.50–3.50, 6 rounds; start included 1.00×)"
+    told = "(1.00×, 0.90–1.10, 6 rounds; start included; after the first batch 3.00×)"
+    assert words.claim({**row, "late": True}) == (
+        f"hf tokenizer: a and b: no difference larger than the noise {told}"
+    )
 
 
 def test_a_late_first_batch_is_told(both: Analysis) -> None:
