@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 use common::{Corpus, drain, run, texts};
 use stackbench_loader::{Config, Kind, Loader, OnError, Patience, Shuffle, Stop};
 
+/// What ends takes milliseconds; what does not, 20 seconds or for ever. A bound between is no matter of speed.
+const HANG: Duration = Duration::from_secs(5);
+
 // ------------------------------------------------------------------------------------------------- HTTP
 /// What the server does with a request for an object.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -212,7 +215,7 @@ fn closing_while_the_server_says_nothing() {
         std::thread::sleep(Duration::from_millis(300)); // threads wait for the server, or for a retry
         let begin = Instant::now();
         drop(loader);
-        assert!(begin.elapsed() < Duration::from_millis(100), "{:?}", begin.elapsed());
+        assert!(begin.elapsed() < HANG, "{:?}", begin.elapsed());
     }
 }
 
@@ -230,7 +233,7 @@ fn opening_can_be_ended_from_outside() {
         stop.set();
         let (error, ended) = opening.join().unwrap();
         assert_eq!(error.unwrap().kind, Kind::Misuse);
-        assert!(ended.duration_since(begin) < Duration::from_millis(100));
+        assert!(ended.duration_since(begin) < HANG);
     });
 }
 
