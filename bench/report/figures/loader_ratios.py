@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLE = "Loaders: how many times as fast as the baseline"
-CAPTION = "With the same tokenizer on both sides. " + ratios.CAPTION
+CAPTION = (
+    "Rates after the first batch, with the same tokenizer on both sides; what whole passes came to is in the "
+    "sentences above. "
+) + ratios.CAPTION
 
 
 def draw(analysis: Analysis, wide: bool) -> Figure | None:
